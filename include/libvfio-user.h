@@ -4,8 +4,8 @@
  * over a UNIX socket to a virtual machine monitor, by the vfio-user protocol.
  *
  * Conventions
- * - A function that returns int or ssize_t gives -1 and sets errno when it fails; one that returns a
- *   pointer gives NULL and sets errno.
+ * - A function that returns int or ssize_t gives -1 and sets errno when it fails; one that
+ *   returns a pointer gives NULL and sets errno.
  * - The *control thread* of a context is the one thread that calls vfu_attach_ctx(), vfu_run_ctx()
  *   and vfu_device_quiesced(); every callback of the device runs on it. Set-up functions belong to
  *   it as well. Several contexts may be served by several threads. What other threads may call too
@@ -82,7 +82,7 @@ typedef enum {
  * EINVAL: unknown flag. ENOTSUP: unknown transport or device type. ENAMETOOLONG: path too long.
  * EADDRINUSE, EACCES, and others of socket(2), bind(2), listen(2). ENOMEM.
  *
- * Any thread. vfio-user protocol, "Socket Disconnection Behavior", "Version".
+ * Any thread. vfio-user protocol, "UNIX domain sockets".
  */
 vfu_ctx_t *vfu_create_ctx(vfu_trans_t trans, const char *path, int flags, void *pvt,
                           vfu_dev_type_t dev_type);
@@ -197,11 +197,11 @@ int vfu_setup_log(vfu_ctx_t *vfu_ctx, vfu_log_fn_t *log, int level);
 #define VFU_REGION_FLAG_WRITE (1 << 1)
 #define VFU_REGION_FLAG_RW (VFU_REGION_FLAG_READ | VFU_REGION_FLAG_WRITE)
 #define VFU_REGION_FLAG_MEM (1 << 2)       /* memory space; I/O space without it */
-#define VFU_REGION_FLAG_ALWAYS_CB (1 << 3) /* configuration space: the callback gets every access */
+#define VFU_REGION_FLAG_ALWAYS_CB (1 << 3) /* configuration space: no emulation */
 #define VFU_REGION_FLAG_64_BITS (1 << 4)   /* 64-bit BAR, uses the next BAR too */
 #define VFU_REGION_FLAG_PREFETCH (1 << 5)
-#define VFU_REGION_FLAG_MASK                                                       \
-    (VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM | VFU_REGION_FLAG_ALWAYS_CB |        \
+#define VFU_REGION_FLAG_MASK                                                                       \
+    (VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM | VFU_REGION_FLAG_ALWAYS_CB |                        \
      VFU_REGION_FLAG_64_BITS | VFU_REGION_FLAG_PREFETCH)
 
 enum {
@@ -251,16 +251,16 @@ typedef ssize_t(vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx, char *buf, size_t co
  * @offset: where in the file the region begins, bytes.
  *
  * Returns 0, or -1 with errno:
- * EINVAL: unknown flag or neither READ nor WRITE; ALWAYS_CB without callback; areas without a count,
- *   without a descriptor or beyond the region; unknown region; a BAR whose size, or 64-bit pairing,
+ * EINVAL: unknown flag or neither READ nor WRITE; ALWAYS_CB without callback; areas without a
+ *   count, without a descriptor or beyond the region; unknown region; a BAR whose size, or 64-bit pairing,
  *   does not fit; configuration space not RW or with MEM.
  * ENOMEM.
  *
  * Control thread. vfio-user protocol, DEVICE_GET_REGION_INFO; PCIe 7.5.1.2.1.
  */
 int vfu_setup_region(vfu_ctx_t *vfu_ctx, int region_idx, size_t size,
-                     vfu_region_access_cb_t *region_access, int flags,
-                     struct iovec *mmap_areas, uint32_t nr_mmap_areas, int fd, uint64_t offset);
+                     vfu_region_access_cb_t *region_access, int flags, struct iovec *mmap_areas,
+                     uint32_t nr_mmap_areas, int fd, uint64_t offset);
 
 /*
  * Adds an ioeventfd to a region: the client's hypervisor signals it instead of sending a write.
@@ -391,8 +391,8 @@ int(vfu_setup_device_dma)(vfu_ctx_t *vfu_ctx, size_t max_regions,
                           vfu_dma_unregister_cb_t *dma_unregister);
 
 /*
- * vfu_setup_device_dma() with LIBVFIO_USER_MAX_DMA_REGIONS as the limit: the form of older releases.
- * Parameters, result, errno and thread are the same.
+ * vfu_setup_device_dma() with LIBVFIO_USER_MAX_DMA_REGIONS as the limit: the form of older
+ * releases. Parameters, result, errno and thread are the same.
  */
 int vfu_setup_device_dma_v0(vfu_ctx_t *vfu_ctx, vfu_dma_register_cb_t *dma_register,
                             vfu_dma_unregister_cb_t *dma_unregister);
@@ -485,7 +485,8 @@ void vfu_sgl_put(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cn
 int(vfu_sgl_read)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags);
 
 /*
- * vfu_sgl_read() without flags: the form of older releases.
+ * vfu_sgl_read() without flags: the form of older releases. Parameters, result, errno and thread
+ * are the same.
  */
 int vfu_sgl_read_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data);
 
@@ -504,7 +505,8 @@ int vfu_sgl_read_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data)
 int(vfu_sgl_write)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags);
 
 /*
- * vfu_sgl_write() without flags: the form of older releases.
+ * vfu_sgl_write() without flags: the form of older releases. Parameters, result, errno and thread
+ * are the same.
  */
 int vfu_sgl_write_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data);
 
@@ -520,21 +522,19 @@ bool vfu_sg_is_mappable(vfu_ctx_t *vfu_ctx, dma_sg_t *sg);
 #define VFU_PICK_5TH(_1, _2, _3, _4, picked, ...) picked
 #define VFU_PICK_6TH(_1, _2, _3, _4, _5, picked, ...) picked
 
-#define vfu_setup_device_dma(...)                                                  \
-    VFU_PICK_5TH(__VA_ARGS__, vfu_setup_device_dma, vfu_setup_device_dma_v0,       \
-                 vfu_wrong_number_of_arguments, vfu_wrong_number_of_arguments, 0)  \
+#define vfu_setup_device_dma(...)                                                                  \
+    VFU_PICK_5TH(__VA_ARGS__, vfu_setup_device_dma, vfu_setup_device_dma_v0,                       \
+                 vfu_wrong_number_of_arguments, vfu_wrong_number_of_arguments, 0)                  \
     (__VA_ARGS__)
 
-#define vfu_sgl_read(...)                                                          \
-    VFU_PICK_6TH(__VA_ARGS__, vfu_sgl_read, vfu_sgl_read_v0,                       \
-                 vfu_wrong_number_of_arguments, vfu_wrong_number_of_arguments,     \
-                 vfu_wrong_number_of_arguments, 0)                                 \
+#define vfu_sgl_read(...)                                                                          \
+    VFU_PICK_6TH(__VA_ARGS__, vfu_sgl_read, vfu_sgl_read_v0, vfu_wrong_number_of_arguments,        \
+                 vfu_wrong_number_of_arguments, vfu_wrong_number_of_arguments, 0)                  \
     (__VA_ARGS__)
 
-#define vfu_sgl_write(...)                                                         \
-    VFU_PICK_6TH(__VA_ARGS__, vfu_sgl_write, vfu_sgl_write_v0,                     \
-                 vfu_wrong_number_of_arguments, vfu_wrong_number_of_arguments,     \
-                 vfu_wrong_number_of_arguments, 0)                                 \
+#define vfu_sgl_write(...)                                                                         \
+    VFU_PICK_6TH(__VA_ARGS__, vfu_sgl_write, vfu_sgl_write_v0, vfu_wrong_number_of_arguments,      \
+                 vfu_wrong_number_of_arguments, vfu_wrong_number_of_arguments, 0)                  \
     (__VA_ARGS__)
 #endif
 
@@ -558,8 +558,7 @@ enum vfu_dev_irq_type {
  * @count: number of interrupts.
  * @mask: masked or unmasked.
  */
-typedef void(vfu_dev_irq_state_cb_t)(vfu_ctx_t *vfu_ctx, uint32_t start, uint32_t count,
-                                     bool mask);
+typedef void(vfu_dev_irq_state_cb_t)(vfu_ctx_t *vfu_ctx, uint32_t start, uint32_t count, bool mask);
 
 /*
  * Sets how many interrupts of a type the device has. Before vfu_realize_ctx().
@@ -683,8 +682,7 @@ int vfu_pci_init(vfu_ctx_t *vfu_ctx, vfu_pci_type_t pci_type, int hdr_type, int 
  *
  * Control thread. PCIe 7.5.1.1, 7.5.1.2.
  */
-void vfu_pci_set_id(vfu_ctx_t *vfu_ctx, uint16_t vid, uint16_t did, uint16_t ssvid,
-                    uint16_t ssid);
+void vfu_pci_set_id(vfu_ctx_t *vfu_ctx, uint16_t vid, uint16_t did, uint16_t ssvid, uint16_t ssid);
 
 /*
  * Sets the class of the device. After vfu_pci_init() or vfu_realize_ctx().
@@ -718,7 +716,8 @@ vfu_pci_config_space_t *vfu_pci_get_config_space(vfu_ctx_t *vfu_ctx);
  *
  * Returns the offset of the capability, or -1 with errno:
  * EINVAL: unknown flag; CALLBACK but the configuration region has none; an extended one without
- *   extended space; a position that is out of range, taken, or not 0x100 for the first extended one.
+ *   extended space; a position that is out of range, taken, or not 0x100 for the first extended
+ *   one.
  * ENOTSUP: unknown ID. ENOSPC: no room, or 128 capabilities of the kind.
  *
  * Control thread. PCIe 7.5, 7.6.

@@ -384,8 +384,8 @@ struct vfio_user_ats_invalidate {
 VFU_ASSERT_SIZE(struct vfio_user_ats_invalidate, 24);
 
 /* PAGE_REQUEST, server to client */
-#define VFIO_USER_PAGE_GROUPS 512         /* group indexes are below this */
-#define VFIO_USER_PAGE_REQ_F_LAST (1 << 0) /* last message of its group: the one that is answered */
+#define VFIO_USER_PAGE_GROUPS 512          /* group indexes are below this */
+#define VFIO_USER_PAGE_REQ_F_LAST (1 << 0) /* last message of its group, the one answered */
 #define VFIO_USER_PAGE_REQ_F_STOP (1 << 1) /* stop marker of the PASID */
 
 /* vfio_user_page_request_entry.perm */

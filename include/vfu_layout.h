@@ -13,7 +13,7 @@
 #define VFU_STATIC_ASSERT(condition, text) _Static_assert(condition, text)
 #endif
 
-#define VFU_ASSERT_SIZE(type, size) \
+#define VFU_ASSERT_SIZE(type, size)                                                                \
     VFU_STATIC_ASSERT(sizeof(type) == (size), "size of " #type " is part of the ABI")
 
 #endif /* LIB_VFIO_USER_LAYOUT_H */
