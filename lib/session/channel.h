@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_SESSION_CHANNEL_H
+#define VFU_SESSION_CHANNEL_H
+
+#include "session/session.h"
+
+int channel_init(struct channel *ch, bool commands);
+void channel_destroy(struct channel *ch);
+void channel_open(struct channel *ch, struct stream *stream);
+
+/* Sends one message whole. Any thread, no lock held. Breaks the session when it cannot. */
+int channel_send(struct session *s, struct channel *ch, const struct iovec *iov, size_t nr_iov,
+                 const int *fds, size_t nr_fds);
+
+/*
+ * Takes the reader's role, waiting for it. Lock held; may be dropped meanwhile. The role goes
+ * back by channel_release().
+ */
+void channel_acquire(struct session *s, struct channel *ch);
+void channel_release(struct session *s, struct channel *ch);
+
+/* A complete message at the head of the stream? Role held. 1 yes, 0 no, or a negative errno
+ * when the framing is broken. */
+int channel_next(struct session *s, struct channel *ch, struct vfio_user_header *hdr);
+
+/* Moves the message at the head into req, which points into the stream's buffer. Role held. */
+void channel_take(struct session *s, struct channel *ch, const struct vfio_user_header *hdr,
+                  struct request *req, int fds[STREAM_MAX_FDS]);
+
+/* Hands a reply at the head of the stream to its transaction. Role held, lock not held. */
+void channel_route_reply(struct session *s, struct channel *ch,
+                         const struct vfio_user_header *hdr);
+
+/*
+ * For a thread that waits for something other than a command: one receive call without waiting,
+ * replies are routed, commands park. Lock held, nobody has the role. Returns 1 when something
+ * was read, 0 when nothing can be now, or a negative errno that broke the session.
+ */
+int channel_pump(struct session *s, struct channel *ch);
+
+#endif /* VFU_SESSION_CHANNEL_H */

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "session/request.h"
+
+#include "session/channel.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int request_take_fd(struct request *req, size_t index)
+{
+    int fd;
+
+    if (index >= req->nr_fds) {
+        return -1;
+    }
+    fd = req->fds[index];
+    req->fds[index] = -1;
+    return fd;
+}
+
+void request_reply_with(struct request *req, void *data, size_t len)
+{
+    req->reply[0] = (struct iovec){ .iov_base = data, .iov_len = len };
+    req->nr_reply = 1;
+}
+
+struct request *request_detach(struct request *req)
+{
+    struct request *copy;
+
+    if (req->heap) {
+        return req;
+    }
+    copy = malloc(sizeof(*copy) + req->nr_fds * sizeof(int) + req->len);
+    if (copy == NULL) {
+        return NULL;
+    }
+    *copy = *req;
+    copy->heap = true;
+    copy->fds = (int *)(copy + 1);
+    copy->payload = (uint8_t *)(copy->fds + req->nr_fds);
+    if (req->nr_fds > 0) {
+        memcpy(copy->fds, req->fds, req->nr_fds * sizeof(int));
+    }
+    if (req->len > 0) {
+        memcpy(copy->payload, req->payload, req->len);
+    }
+    req->nr_fds = 0;
+    return copy;
+}
+
+void request_drop(struct request *req)
+{
+    for (size_t i = 0; i < req->nr_fds; i++) {
+        if (req->fds[i] != -1) {
+            close(req->fds[i]);
+        }
+    }
+    if (req->heap) {
+        free(req);
+    }
+}
+
+void request_finish(struct request *req, int err)
+{
+    struct vfio_user_header hdr = {
+        .msg_id = req->hdr.msg_id,
+        .cmd = req->hdr.cmd,
+        .msg_size = sizeof(hdr),
+        .flags = VFIO_USER_F_TYPE_REPLY,
+    };
+    struct iovec iov[1 + sizeof(req->reply) / sizeof(req->reply[0])] = {
+        { .iov_base = &hdr, .iov_len = sizeof(hdr) },
+    };
+    size_t nr_iov = 1;
+
+    if (err < 0) {
+        hdr.flags |= VFIO_USER_F_ERROR;
+        hdr.error_no = (uint32_t)-err;
+    } else {
+        for (size_t i = 0; i < req->nr_reply; i++) {
+            iov[nr_iov++] = req->reply[i];
+            hdr.msg_size += (uint32_t)req->reply[i].iov_len;
+        }
+    }
+    if (!(req->hdr.flags & VFIO_USER_F_NO_REPLY)) {
+        channel_send(req->session, &req->session->main, iov, nr_iov, req->reply_fds,
+                     err < 0 ? 0 : req->nr_reply_fds);
+    }
+    request_drop(req);
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_SESSION_REQUEST_H
+#define VFU_SESSION_REQUEST_H
+
+#include "vfio-user.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/uio.h>
+
+struct session;
+
+/* What dispatch returns when the request will be finished later. */
+#define REQUEST_DEFERRED 1
+
+/* A command of the client, until its reply has left. */
+struct request {
+    struct session *session;
+    struct vfio_user_header hdr;
+    bool tagged; /* has a PASID prefix */
+    uint32_t pasid;
+    uint32_t pasid_attrs;
+    uint8_t *payload; /* behind header and prefix */
+    size_t len;
+    int *fds; /* an entry that is taken over becomes -1; the others are closed */
+    size_t nr_fds;
+
+    struct iovec reply[2]; /* the payload of the success reply */
+    size_t nr_reply;
+    const int *reply_fds; /* stay the owner's */
+    size_t nr_reply_fds;
+
+    bool heap; /* owns its memory */
+    STAILQ_ENTRY(request) link;
+};
+
+STAILQ_HEAD(request_queue, request);
+
+static inline bool request_translated(const struct request *req)
+{
+    return (req->hdr.flags & VFIO_USER_F_TRANSLATED) != 0;
+}
+
+/* Takes the descriptor at index over, or returns -1. */
+int request_take_fd(struct request *req, size_t index);
+
+/* Sets the payload of the success reply. The memory must live until the request is finished. */
+void request_reply_with(struct request *req, void *data, size_t len);
+
+/*
+ * A copy of its own of the request, descriptors included, that outlives the receive buffer; the
+ * original is empty afterwards. A request that has memory of its own is returned as it is. NULL
+ * when out of memory, and the original is as it was.
+ */
+struct request *request_detach(struct request *req);
+
+/*
+ * Sends the reply (err is 0 or a negative errno) unless the client wanted none, closes what
+ * descriptors are left, and frees a detached request. Any thread.
+ */
+void request_finish(struct request *req, int err);
+
+/* Frees it without a reply: the client is gone. */
+void request_drop(struct request *req);
+
+#endif /* VFU_SESSION_REQUEST_H */

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "session/channel.h"
+#include "util/clock.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+/* How often a waiter looks again whose reply is behind a command that is not its to take. */
+#define BLOCKED_RETRY_NS 1000000u
+
+static struct txn_bucket *bucket_of(struct txn_table *t, uint16_t id)
+{
+    return &t->buckets[id % TXN_BUCKETS];
+}
+
+void txn_table_init(struct txn_table *t)
+{
+    memset(t, 0, sizeof(*t));
+    for (size_t i = 0; i < TXN_BUCKETS; i++) {
+        LIST_INIT(&t->buckets[i]);
+    }
+    TAILQ_INIT(&t->pending);
+    TAILQ_INIT(&t->completed);
+    t->next_deadline = DEADLINE_NEVER;
+}
+
+struct txn *txn_find(struct txn_table *t, uint16_t id)
+{
+    struct txn *txn;
+
+    LIST_FOREACH (txn, bucket_of(t, id), bucket) {
+        if (txn->id == id) {
+            return txn;
+        }
+    }
+    return NULL;
+}
+
+static bool is_abandoned(const struct txn_table *t, uint16_t id)
+{
+    for (unsigned i = 0; i < t->nr_abandoned; i++) {
+        if (t->abandoned[i] == id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool txn_forget_abandoned(struct txn_table *t, uint16_t id)
+{
+    for (unsigned i = 0; i < t->nr_abandoned; i++) {
+        if (t->abandoned[i] == id) {
+            t->abandoned[i] = t->abandoned[--t->nr_abandoned];
+            t->late_replies++;
+            return true;
+        }
+    }
+    return false;
+}
+
+static uint16_t next_id(struct txn_table *t)
+{
+    do {
+        t->last_id++;
+    } while (txn_find(t, t->last_id) != NULL || is_abandoned(t, t->last_id));
+    return t->last_id;
+}
+
+/* Whoever waits for a reply: asleep on the condition, or in poll(). */
+static void wake_waiters(struct session *s)
+{
+    struct channel *channels[] = { &s->main, &s->twin };
+    const uint64_t one = 1;
+
+    if (s->waiters > 0) {
+        pthread_cond_broadcast(&s->cond);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (channels[i]->polling && write(channels[i]->wake_fd, &one, sizeof(one)) < 0) {
+            log_warn(s->log, "cannot wake a waiting thread: %s", strerror(errno));
+        }
+    }
+}
+
+void txn_end(struct session *s, struct txn *txn, int err)
+{
+    LIST_REMOVE(txn, bucket);
+    TAILQ_REMOVE(&s->txns.pending, txn, link);
+    s->txns.nr_pending--;
+    txn->error = err;
+    txn->state = TXN_DONE;
+    if (txn->done != NULL) {
+        TAILQ_INSERT_TAIL(&s->txns.completed, txn, link);
+        session_wake_control(s);
+    } else {
+        wake_waiters(s);
+    }
+}
+
+/* Ends one whose reply may still come. Too many of them, and the client is not one to talk to. */
+static bool abandon(struct session *s, struct txn *txn, int err)
+{
+    struct txn_table *t = &s->txns;
+    bool room = t->nr_abandoned < TXN_MAX_ABANDONED;
+
+    if (room) {
+        t->abandoned[t->nr_abandoned++] = txn->id;
+    }
+    txn_end(s, txn, err);
+    return room;
+}
+
+void txn_end_all(struct session *s, int err)
+{
+    struct txn *txn, *next;
+
+    for (txn = TAILQ_FIRST(&s->txns.pending); txn != NULL; txn = next) {
+        next = TAILQ_NEXT(txn, link);
+        /* The reader that copies its reply ends that one itself. */
+        if (txn->state == TXN_PENDING) {
+            txn_end(s, txn, err);
+        }
+    }
+}
+
+void txn_expire(struct session *s)
+{
+    struct txn_table *t = &s->txns;
+    struct txn *txn, *next;
+    uint64_t now, earliest = DEADLINE_NEVER;
+
+    if (t->next_deadline == DEADLINE_NEVER || (now = clock_now_ns()) < t->next_deadline) {
+        return;
+    }
+    for (txn = TAILQ_FIRST(&t->pending); txn != NULL; txn = next) {
+        next = TAILQ_NEXT(txn, link);
+        /* One with a waiter is ended by it, at the same deadline. */
+        if (txn->done == NULL || txn->state != TXN_PENDING) {
+            continue;
+        }
+        if (txn->deadline <= now) {
+            log_err(s->log, "%s id %u: no reply before its deadline", command_name(txn->cmd),
+                    txn->id);
+            if (!abandon(s, txn, -ETIMEDOUT)) {
+                s->broken = s->broken != 0 ? s->broken : -ETIMEDOUT;
+            }
+        } else if (txn->deadline < earliest) {
+            earliest = txn->deadline;
+        }
+    }
+    t->next_deadline = earliest;
+}
+
+void txn_deliver(struct session *s)
+{
+    struct txn *txn;
+
+    pthread_mutex_lock(&s->lock);
+    while ((txn = TAILQ_FIRST(&s->txns.completed)) != NULL) {
+        TAILQ_REMOVE(&s->txns.completed, txn, link);
+        pthread_mutex_unlock(&s->lock);
+        txn->done(txn);
+        pthread_mutex_lock(&s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static struct channel *txn_channel(struct session *s)
+{
+    return s->twin.open ? &s->twin : &s->main;
+}
+
+/* A user keeps session_close() from pulling the descriptors away. Lock held. */
+static void leave(struct session *s)
+{
+    if (--s->users == 0 && s->waiters > 0) {
+        pthread_cond_broadcast(&s->cond);
+    }
+}
+
+/*
+ * What this thread read for others goes on its way here, unless the control thread is inside
+ * session_run() to see to it.
+ */
+static void leave_and_deliver(struct session *s)
+{
+    bool deliver, serve;
+
+    pthread_mutex_lock(&s->lock);
+    deliver = !s->running && !TAILQ_EMPTY(&s->txns.completed);
+    serve = !s->running && !s->held && session_on_control(s) && !STAILQ_EMPTY(&s->parked);
+    pthread_mutex_unlock(&s->lock);
+    if (deliver) {
+        txn_deliver(s);
+    }
+    pthread_mutex_lock(&s->lock);
+    leave(s);
+    pthread_mutex_unlock(&s->lock);
+    if (serve) {
+        session_run(s, RUN_BUFFERED);
+    }
+}
+
+static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t flags,
+                        const struct iovec *out, size_t nr_out)
+{
+    struct vfio_user_header hdr = {
+        .msg_id = id,
+        .cmd = cmd,
+        .msg_size = sizeof(hdr),
+        .flags = flags,
+    };
+    struct iovec iov[8] = { { .iov_base = &hdr, .iov_len = sizeof(hdr) } };
+
+    if (nr_out > 7) {
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < nr_out; i++) {
+        iov[1 + i] = out[i];
+        hdr.msg_size += (uint32_t)out[i].iov_len;
+    }
+    return channel_send(s, txn_channel(s), iov, 1 + nr_out, NULL, 0);
+}
+
+int txn_start(struct session *s, struct txn *txn)
+{
+    struct txn_table *t = &s->txns;
+    int err = 0;
+
+    pthread_mutex_lock(&s->lock);
+    if (!s->main.open || s->broken != 0) {
+        err = -ENOTCONN;
+    } else if (t->nr_pending >= TXN_MAX_PENDING) {
+        err = -EAGAIN;
+    }
+    if (err < 0) {
+        pthread_mutex_unlock(&s->lock);
+        return err;
+    }
+    s->users++;
+    txn->id = next_id(t);
+    txn->state = TXN_PENDING;
+    txn->error = 0;
+    txn->reply_len = 0;
+    LIST_INSERT_HEAD(bucket_of(t, txn->id), txn, bucket);
+    TAILQ_INSERT_TAIL(&t->pending, txn, link);
+    t->nr_pending++;
+    if (txn->done != NULL && txn->deadline < t->next_deadline) {
+        t->next_deadline = txn->deadline;
+        session_wake_control(s);
+    }
+    pthread_mutex_unlock(&s->lock);
+
+    /* A failed send breaks the session, which ends this transaction with all the others. */
+    send_command(s, txn->id, txn->cmd, txn->flags, txn->out, txn->nr_out);
+    leave_and_deliver(s);
+    return 0;
+}
+
+int txn_post(struct session *s, uint16_t cmd, uint32_t flags, const struct iovec *out,
+             size_t nr_out)
+{
+    uint16_t id;
+    int err;
+
+    pthread_mutex_lock(&s->lock);
+    if (!s->main.open || s->broken != 0) {
+        pthread_mutex_unlock(&s->lock);
+        return -ENOTCONN;
+    }
+    s->users++;
+    id = next_id(&s->txns);
+    pthread_mutex_unlock(&s->lock);
+    err = send_command(s, id, cmd, flags | VFIO_USER_F_NO_REPLY, out, nr_out);
+    leave_and_deliver(s);
+    return err;
+}
+
+static void cond_wait_until(struct session *s, uint64_t deadline)
+{
+    struct timespec ts = {
+        .tv_sec = (time_t)(deadline / 1000000000u),
+        .tv_nsec = (long)(deadline % 1000000000u),
+    };
+
+    s->waiters++;
+    if (deadline == DEADLINE_NEVER) {
+        pthread_cond_wait(&s->cond, &s->lock);
+    } else {
+        pthread_cond_timedwait(&s->cond, &s->lock, &ts);
+    }
+    s->waiters--;
+}
+
+/* Sleeps until the channel is readable or somebody wakes us. Lock held, dropped meanwhile. */
+static bool poll_channel(struct session *s, struct channel *ch, uint64_t deadline)
+{
+    struct pollfd pfds[2] = {
+        { .fd = ch->stream.rx_fd, .events = POLLIN },
+        { .fd = ch->wake_fd, .events = POLLIN },
+    };
+    uint64_t count;
+
+    ch->polling = true;
+    pthread_mutex_unlock(&s->lock);
+    poll(pfds, 2, deadline_poll_ms(deadline));
+    pthread_mutex_lock(&s->lock);
+    ch->polling = false;
+    if ((pfds[1].revents & POLLIN) && read(ch->wake_fd, &count, sizeof(count)) < 0) {
+        log_debug(s->log, "wake descriptor was drained already");
+    }
+    if (s->waiters > 0) {
+        pthread_cond_broadcast(&s->cond);
+    }
+    return pfds[0].revents != 0;
+}
+
+/* One step towards the reply: reads, or waits until somebody else has. Lock held. */
+static void wait_step(struct session *s, struct channel *ch, uint64_t deadline)
+{
+    uint64_t retry;
+
+    if (ch->reading || ch->polling) {
+        cond_wait_until(s, deadline);
+        return;
+    }
+    if (!poll_channel(s, ch, deadline) || ch->reading || channel_pump(s, ch) != 0) {
+        return;
+    }
+    /* Readable, and yet nothing we may take: a command is first, and the control thread's. */
+    retry = clock_now_ns() + BLOCKED_RETRY_NS;
+    cond_wait_until(s, retry < deadline ? retry : deadline);
+}
+
+int txn_wait(struct session *s, struct txn *txn)
+{
+    struct channel *ch = txn_channel(s);
+    bool overrun = false;
+
+    pthread_mutex_lock(&s->lock);
+    s->users++;
+    while (txn->state != TXN_DONE) {
+        if (txn->state == TXN_RECEIVING) {
+            cond_wait_until(s, DEADLINE_NEVER);
+        } else if (txn->deadline != DEADLINE_NEVER && clock_now_ns() >= txn->deadline) {
+            log_err(s->log, "%s id %u: no reply before its deadline", command_name(txn->cmd),
+                    txn->id);
+            overrun = !abandon(s, txn, -ETIMEDOUT);
+        } else {
+            wait_step(s, ch, txn->deadline);
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (overrun) {
+        session_break(s, -ETIMEDOUT);
+    }
+    leave_and_deliver(s);
+    return txn->error;
+}
+
+bool txn_cancel(struct session *s, struct txn *txn, int err)
+{
+    bool ours, overrun = false;
+
+    pthread_mutex_lock(&s->lock);
+    ours = txn->state == TXN_PENDING;
+    if (ours) {
+        overrun = !abandon(s, txn, err);
+        if (txn->done != NULL) {
+            TAILQ_REMOVE(&s->txns.completed, txn, link);
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (overrun) {
+        session_break(s, -ETIMEDOUT);
+    }
+    if (ours && txn->done != NULL) {
+        txn->done(txn);
+    }
+    return ours;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "transport/transport.h"
+
+#include "util/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* One client is served at a time; the others wait here rather than being refused. */
+#define LISTEN_BACKLOG 16
+
+static int sock_listen(struct transport *t, const char *path, bool nonblocking,
+                       const struct logger *log)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0);
+    int err;
+
+    t->listen_fd = -1;
+    t->path = NULL;
+    if (strlen(path) >= sizeof(addr.sun_path)) {
+        return -ENAMETOOLONG;
+    }
+    memcpy(addr.sun_path, path, strlen(path) + 1);
+    t->listen_fd = socket(AF_UNIX, type, 0);
+    if (t->listen_fd == -1) {
+        return -errno;
+    }
+    if (bind(t->listen_fd, (struct sockaddr *)&addr, sizeof(addr)) == -1) {
+        err = errno;
+        log_err(log, "cannot bind %s: %s", path, strerror(err));
+        goto close_socket;
+    }
+    t->path = strdup(path);
+    if (t->path == NULL) {
+        err = ENOMEM;
+        goto unlink_path;
+    }
+    if (listen(t->listen_fd, LISTEN_BACKLOG) == -1) {
+        err = errno;
+        log_err(log, "cannot listen at %s: %s", path, strerror(err));
+        goto unlink_path;
+    }
+    return 0;
+
+unlink_path:
+    unlink(path);
+    free(t->path);
+    t->path = NULL;
+close_socket:
+    close(t->listen_fd);
+    t->listen_fd = -1;
+    return -err;
+}
+
+static int sock_poll_fd(const struct transport *t)
+{
+    return t->listen_fd;
+}
+
+static int sock_accept(struct transport *t, struct stream *s, size_t max_message)
+{
+    int fd = accept4(t->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+    if (fd == -1) {
+        return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    }
+    return stream_open(s, fd, fd, true, max_message);
+}
+
+static void sock_close(struct transport *t)
+{
+    if (t->path != NULL) {
+        unlink(t->path);
+        free(t->path);
+        t->path = NULL;
+    }
+    if (t->listen_fd != -1) {
+        close(t->listen_fd);
+        t->listen_fd = -1;
+    }
+}
+
+const struct transport_ops transport_sock = {
+    .listen = sock_listen,
+    .poll_fd = sock_poll_fd,
+    .accept = sock_accept,
+    .close = sock_close,
+};
