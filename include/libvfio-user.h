@@ -252,8 +252,8 @@ typedef ssize_t(vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx, char *buf, size_t co
  *
  * Returns 0, or -1 with errno:
  * EINVAL: unknown flag or neither READ nor WRITE; ALWAYS_CB without callback; areas without a
- *   count, without a descriptor or beyond the region; unknown region; a BAR whose size, or 64-bit pairing,
- *   does not fit; configuration space not RW or with MEM.
+ *   count, without a descriptor or beyond the region; unknown region; a BAR whose size, or 64-bit
+ *   pairing, does not fit; configuration space not RW or with MEM.
  * ENOMEM.
  *
  * Control thread. vfio-user protocol, DEVICE_GET_REGION_INFO; PCIe 7.5.1.2.1.

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Unit tests, ABI tests, benchmarks and fuzz targets. They link the static libraries, so that the
+# private functions are in reach.
+
+pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+
+add_library(vfu-test-base INTERFACE)
+target_include_directories(vfu-test-base INTERFACE
+    ${PROJECT_SOURCE_DIR}/lib ${PROJECT_SOURCE_DIR}/client ${PROJECT_SOURCE_DIR}/test/unit)
+target_link_libraries(vfu-test-base INTERFACE vfio-user-static m)
+if(VFU_HAVE_CLIENT)
+    target_link_libraries(vfu-test-base INTERFACE vfio-user-client-static)
+endif()
+
+# test/unit/test_*.c are the tests; what else lies there supports them.
+vfu_glob(unit_tests test/unit/test_*.c)
+vfu_glob(unit_support test/unit/*.c test/unit/support/*.c)
+list(REMOVE_ITEM unit_support ${unit_tests})
+if(unit_support)
+    add_library(unit-support STATIC ${unit_support})
+    target_link_libraries(unit-support PUBLIC vfu-test-base PkgConfig::CMOCKA)
+endif()
+foreach(source IN LISTS unit_tests)
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(${name} ${source})
+    target_link_libraries(${name} PRIVATE
+        $<TARGET_NAME_IF_EXISTS:unit-support> vfu-test-base PkgConfig::CMOCKA)
+    set_target_properties(${name} PROPERTIES
+        RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/unit)
+    add_test(NAME unit/${name} COMMAND ${name})
+    set_tests_properties(unit/${name} PROPERTIES TIMEOUT 120)
+endforeach()
+
+# Most of the layout proof is made by the compiler; running it checks the bit-fields.
+vfu_glob(layout_sources test/abi/layout_*.c)
+add_executable(abi-layout ${layout_sources})
+target_include_directories(abi-layout PRIVATE ${PROJECT_SOURCE_DIR}/include)
+add_test(NAME abi/layout COMMAND abi-layout)
+
+add_executable(abi-generations ${PROJECT_SOURCE_DIR}/test/abi/generations.c)
+target_include_directories(abi-generations PRIVATE ${PROJECT_SOURCE_DIR}/include)
+add_test(NAME abi/generations COMMAND abi-generations)
+
+add_library(abi-cxx OBJECT ${PROJECT_SOURCE_DIR}/test/abi/device.cc)
+target_include_directories(abi-cxx PRIVATE ${PROJECT_SOURCE_DIR}/include)
+
+set_target_properties(abi-layout abi-generations PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/abi)
+
+vfu_executables(bench vfu-test-base)
+
+if(VFU_FUZZ)
+    vfu_glob(fuzz_targets test/fuzz/fuzz_*.c)
+    foreach(source IN LISTS fuzz_targets)
+        get_filename_component(name ${source} NAME_WE)
+        add_executable(${name} ${source})
+        target_link_libraries(${name} PRIVATE vfu-test-base)
+        target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+        set_target_properties(${name} PROPERTIES
+            RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/fuzz)
+    endforeach()
+endif()

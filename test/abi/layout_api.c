@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The compiler proves sizes, offsets and values of the device author's interface and of the
+ * configuration space structures: those of libvfio-user 0.x on LP64, and the additions.
+ */
+
+#include <stddef.h>
+
+#include "libvfio-user.h"
+
+#define SIZE(type, size) VFU_ASSERT_SIZE(type, size)
+#define OFFSET(type, field, offset)                                                                \
+    VFU_STATIC_ASSERT(offsetof(type, field) == (offset), "offset of " #field " in " #type)
+#define VALUE(name, value) VFU_STATIC_ASSERT((name) == (value), "value of " #name)
+
+/* libvfio-user.h: constants */
+VALUE(LIB_VFIO_USER_MAJOR, 0);
+VALUE(LIB_VFIO_USER_MINOR, 2);
+VALUE(LIBVFIO_USER_FLAG_ATTACH_NB, 1);
+VALUE(VFU_REGION_FLAG_READ, 1);
+VALUE(VFU_REGION_FLAG_WRITE, 2);
+VALUE(VFU_REGION_FLAG_RW, 3);
+VALUE(VFU_REGION_FLAG_MEM, 4);
+VALUE(VFU_REGION_FLAG_ALWAYS_CB, 8);
+VALUE(VFU_REGION_FLAG_64_BITS, 16);
+VALUE(VFU_REGION_FLAG_PREFETCH, 32);
+VALUE(VFU_REGION_FLAG_MASK, 0x3f);
+VALUE(LIBVFIO_USER_MAX_DMA_REGIONS, 1000000);
+VALUE(VFU_MIGR_CALLBACKS_VERS, 2);
+VALUE(VFU_SGL_DIRECT_ACCESS, 1);
+VALUE(VFU_CAP_FLAG_EXTENDED, 1);
+VALUE(VFU_CAP_FLAG_CALLBACK, 2);
+VALUE(VFU_CAP_FLAG_READONLY, 4);
+
+/* libvfio-user.h: enumerations */
+VALUE(VFU_TRANS_SOCK, 0);
+VALUE(VFU_TRANS_PIPE, 1);
+VALUE(VFU_TRANS_MAX, 2);
+VALUE(VFU_DEV_TYPE_PCI, 0);
+VALUE(VFU_RESET_DEVICE, 0);
+VALUE(VFU_RESET_LOST_CONN, 1);
+VALUE(VFU_RESET_PCI_FLR, 2);
+VALUE(VFU_DEV_INTX_IRQ, 0);
+VALUE(VFU_DEV_MSI_IRQ, 1);
+VALUE(VFU_DEV_MSIX_IRQ, 2);
+VALUE(VFU_DEV_ERR_IRQ, 3);
+VALUE(VFU_DEV_REQ_IRQ, 4);
+VALUE(VFU_DEV_NUM_IRQS, 5);
+VALUE(VFU_MIGR_STATE_STOP, 0);
+VALUE(VFU_MIGR_STATE_RUNNING, 1);
+VALUE(VFU_MIGR_STATE_STOP_AND_COPY, 2);
+VALUE(VFU_MIGR_STATE_PRE_COPY, 3);
+VALUE(VFU_MIGR_STATE_RESUME, 4);
+VALUE(VFU_PCI_DEV_BAR0_REGION_IDX, 0);
+VALUE(VFU_PCI_DEV_BAR1_REGION_IDX, 1);
+VALUE(VFU_PCI_DEV_BAR2_REGION_IDX, 2);
+VALUE(VFU_PCI_DEV_BAR3_REGION_IDX, 3);
+VALUE(VFU_PCI_DEV_BAR4_REGION_IDX, 4);
+VALUE(VFU_PCI_DEV_BAR5_REGION_IDX, 5);
+VALUE(VFU_PCI_DEV_ROM_REGION_IDX, 6);
+VALUE(VFU_PCI_DEV_CFG_REGION_IDX, 7);
+VALUE(VFU_PCI_DEV_VGA_REGION_IDX, 8);
+VALUE(VFU_PCI_DEV_NUM_REGIONS, 9);
+VALUE(VFU_PCI_TYPE_CONVENTIONAL, 0);
+VALUE(VFU_PCI_TYPE_PCI_X_1, 1);
+VALUE(VFU_PCI_TYPE_PCI_X_2, 2);
+VALUE(VFU_PCI_TYPE_EXPRESS, 3);
+VALUE(VFU_GENERIC_DEV_MIGR_REGION_IDX, 0);
+VALUE(VFU_GENERIC_DEV_NUM_REGIONS, 1);
+SIZE(vfu_trans_t, 4);
+SIZE(vfu_dev_type_t, 4);
+SIZE(vfu_reset_type_t, 4);
+SIZE(enum vfu_reset_type, 4);
+SIZE(enum vfu_dev_irq_type, 4);
+SIZE(vfu_migr_state_t, 4);
+SIZE(vfu_pci_type_t, 4);
+
+/* libvfio-user.h: structures */
+SIZE(vfu_dma_addr_t, 8);
+SIZE(vfu_dma_info_t, 56);
+OFFSET(struct vfu_dma_info, iova, 0);
+OFFSET(struct vfu_dma_info, vaddr, 16);
+OFFSET(struct vfu_dma_info, mapping, 24);
+OFFSET(struct vfu_dma_info, page_size, 40);
+OFFSET(struct vfu_dma_info, prot, 48);
+SIZE(vfu_migration_callbacks_t, 32);
+OFFSET(vfu_migration_callbacks_t, version, 0);
+OFFSET(vfu_migration_callbacks_t, transition, 8);
+OFFSET(vfu_migration_callbacks_t, read_data, 16);
+OFFSET(vfu_migration_callbacks_t, write_data, 24);
+
+/* pci_defs.h */
+VALUE(PCI_BASE_ADDRESS_MEM_TYPE_LOCATABLE_32, 0);
+VALUE(PCI_BASE_ADDRESS_MEM_TYPE_LOCATABLE_1M, 1);
+VALUE(PCI_BASE_ADDRESS_MEM_TYPE_LOCATABLE_64, 2);
+VALUE(PCI_BARS_NR, 6);
+SIZE(vfu_pci_hdr_id_t, 4);
+SIZE(vfu_pci_hdr_ss_t, 4);
+SIZE(vfu_pci_hdr_bist_t, 1);
+SIZE(vfu_pci_hdr_htype_t, 1);
+SIZE(vfu_pci_hdr_cc_t, 3);
+SIZE(vfu_pci_hdr_intr_t, 2);
+SIZE(vfu_bar_t, 4);
+SIZE(vfu_pci_hdr_sts_t, 2);
+SIZE(vfu_pci_hdr_cmd_t, 2);
+SIZE(vfu_pci_hdr_t, 64);
+SIZE(vfu_pci_config_space_t, 256);
+OFFSET(vfu_pci_hdr_id_t, raw, 0);
+OFFSET(vfu_pci_hdr_id_t, vid, 0);
+OFFSET(vfu_pci_hdr_id_t, did, 2);
+OFFSET(vfu_pci_hdr_ss_t, raw, 0);
+OFFSET(vfu_pci_hdr_ss_t, vid, 0);
+OFFSET(vfu_pci_hdr_ss_t, sid, 2);
+OFFSET(vfu_pci_hdr_cc_t, raw, 0);
+OFFSET(vfu_pci_hdr_cc_t, pi, 0);
+OFFSET(vfu_pci_hdr_cc_t, scc, 1);
+OFFSET(vfu_pci_hdr_cc_t, bcc, 2);
+OFFSET(vfu_pci_hdr_intr_t, raw, 0);
+OFFSET(vfu_pci_hdr_intr_t, iline, 0);
+OFFSET(vfu_pci_hdr_intr_t, ipin, 1);
+OFFSET(vfu_bar_t, raw, 0);
+OFFSET(vfu_bar_t, mem, 0);
+OFFSET(vfu_bar_t, io, 0);
+OFFSET(vfu_pci_hdr_t, raw, 0);
+OFFSET(vfu_pci_hdr_t, id, 0);
+OFFSET(vfu_pci_hdr_t, cmd, 4);
+OFFSET(vfu_pci_hdr_t, sts, 6);
+OFFSET(vfu_pci_hdr_t, rid, 8);
+OFFSET(vfu_pci_hdr_t, cc, 9);
+OFFSET(vfu_pci_hdr_t, cls, 12);
+OFFSET(vfu_pci_hdr_t, mlt, 13);
+OFFSET(vfu_pci_hdr_t, htype, 14);
+OFFSET(vfu_pci_hdr_t, bist, 15);
+OFFSET(vfu_pci_hdr_t, bars, 16);
+OFFSET(vfu_pci_hdr_t, ccptr, 40);
+OFFSET(vfu_pci_hdr_t, ss, 44);
+OFFSET(vfu_pci_hdr_t, erom, 48);
+OFFSET(vfu_pci_hdr_t, cap, 52);
+OFFSET(vfu_pci_hdr_t, res1, 53);
+OFFSET(vfu_pci_hdr_t, intr, 60);
+OFFSET(vfu_pci_hdr_t, mgnt, 62);
+OFFSET(vfu_pci_hdr_t, mlat, 63);
+OFFSET(vfu_pci_config_space_t, raw, 0);
+OFFSET(vfu_pci_config_space_t, hdr, 0);
+OFFSET(vfu_pci_config_space_t, extended, 256);
+
+/* pci_caps */
+VALUE(VFIO_USER_PCI_CAP_MSI_SIZEOF, 0x18);
+VALUE(VFIO_USER_PCI_CAP_EXP_SIZEOF, 0x3c);
+SIZE(struct cap_hdr, 2);
+OFFSET(struct cap_hdr, id, 0);
+OFFSET(struct cap_hdr, next, 1);
+SIZE(struct vsc, 3);
+OFFSET(struct vsc, hdr, 0);
+OFFSET(struct vsc, size, 2);
+OFFSET(struct vsc, data, 3);
+SIZE(struct pcie_ext_cap_hdr, 4);
+SIZE(struct pcie_ext_cap_vsc_hdr, 8);
+OFFSET(struct pcie_ext_cap_vsc_hdr, hdr, 0);
+OFFSET(struct pcie_ext_cap_vsc_hdr, data, 8);
+SIZE(struct dsncap, 12);
+OFFSET(struct dsncap, hdr, 0);
+OFFSET(struct dsncap, sn_lo, 4);
+OFFSET(struct dsncap, sn_hi, 8);
+SIZE(struct mc, 2);
+SIZE(struct ma, 4);
+SIZE(struct msicap, 24);
+OFFSET(struct msicap, hdr, 0);
+OFFSET(struct msicap, mc, 2);
+OFFSET(struct msicap, ma, 4);
+OFFSET(struct msicap, mua, 8);
+OFFSET(struct msicap, md, 12);
+OFFSET(struct msicap, padding, 14);
+OFFSET(struct msicap, mmask, 16);
+OFFSET(struct msicap, mpend, 20);
+SIZE(struct mxc, 2);
+SIZE(struct mtab, 4);
+SIZE(struct mpba, 4);
+SIZE(struct msixcap, 12);
+OFFSET(struct msixcap, hdr, 0);
+OFFSET(struct msixcap, mxc, 2);
+OFFSET(struct msixcap, mtab, 4);
+OFFSET(struct msixcap, mpba, 8);
+SIZE(struct pc, 2);
+SIZE(struct pmcs, 2);
+OFFSET(struct pmcs, raw, 0);
+SIZE(struct pmcap, 8);
+OFFSET(struct pmcap, hdr, 0);
+OFFSET(struct pmcap, pc, 2);
+OFFSET(struct pmcap, pmcs, 4);
+OFFSET(struct pmcap, pmcsr_bse, 6);
+OFFSET(struct pmcap, data, 7);
+VFU_STATIC_ASSERT(_Alignof(struct msixcap) == 4, "alignment of struct msixcap");
+SIZE(struct pxcaps, 2);
+SIZE(struct pxds, 2);
+SIZE(struct pxls, 2);
+SIZE(struct pxsc, 2);
+SIZE(struct pxss, 2);
+SIZE(struct pxrc, 2);
+SIZE(struct pxrcap, 2);
+SIZE(struct pxds2, 2);
+SIZE(struct pxlc2, 2);
+SIZE(struct pxls2, 2);
+SIZE(struct pxsc2, 2);
+SIZE(struct pxss2, 2);
+SIZE(union pxdc, 2);
+SIZE(union pxlc, 2);
+SIZE(union pxdc2, 2);
+SIZE(struct pxdcap, 4);
+SIZE(struct pxlcap, 4);
+SIZE(struct pxscap, 4);
+SIZE(struct pxrs, 4);
+SIZE(struct pxdcap2, 4);
+SIZE(struct pxlcap2, 4);
+SIZE(struct pxscap2, 4);
+SIZE(struct pxcap, 60);
+OFFSET(struct pxcap, hdr, 0);
+OFFSET(struct pxcap, pxcaps, 2);
+OFFSET(struct pxcap, pxdcap, 4);
+OFFSET(struct pxcap, pxdc, 8);
+OFFSET(struct pxcap, pxds, 10);
+OFFSET(struct pxcap, pxlcap, 12);
+OFFSET(struct pxcap, pxlc, 16);
+OFFSET(struct pxcap, pxls, 18);
+OFFSET(struct pxcap, pxscap, 20);
+OFFSET(struct pxcap, pxsc, 24);
+OFFSET(struct pxcap, pxss, 26);
+OFFSET(struct pxcap, pxrc, 28);
+OFFSET(struct pxcap, pxrcap, 30);
+OFFSET(struct pxcap, pxrs, 32);
+OFFSET(struct pxcap, pxdcap2, 36);
+OFFSET(struct pxcap, pxdc2, 40);
+OFFSET(struct pxcap, pxds2, 42);
+OFFSET(struct pxcap, pxlcap2, 44);
+OFFSET(struct pxcap, pxlc2, 48);
+OFFSET(struct pxcap, pxls2, 50);
+OFFSET(struct pxcap, pxscap2, 52);
+OFFSET(struct pxcap, pxsc2, 56);
+OFFSET(struct pxcap, pxss2, 58);
+SIZE(struct atscap, 8);
+OFFSET(struct atscap, hdr, 0);
+OFFSET(struct atscap, atsc, 4);
+OFFSET(struct atscap, atsctl, 6);
+SIZE(struct pricap, 16);
+OFFSET(struct pricap, hdr, 0);
+OFFSET(struct pricap, prictl, 4);
+OFFSET(struct pricap, prists, 6);
+OFFSET(struct pricap, capacity, 8);
+OFFSET(struct pricap, allocation, 12);
+SIZE(struct pasidcap, 8);
+OFFSET(struct pasidcap, hdr, 0);
+OFFSET(struct pasidcap, pasidc, 4);
+OFFSET(struct pasidcap, pasidctl, 6);
