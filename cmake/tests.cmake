@@ -37,6 +37,14 @@ add_executable(abi-layout ${layout_sources})
 target_include_directories(abi-layout PRIVATE ${PROJECT_SOURCE_DIR}/include)
 add_test(NAME abi/layout COMMAND abi-layout)
 
+set(public_headers ${PROJECT_SOURCE_DIR}/include)
+if(EXISTS ${PROJECT_SOURCE_DIR}/client/include)
+    list(APPEND public_headers ${PROJECT_SOURCE_DIR}/client/include)
+endif()
+add_test(NAME abi/headers COMMAND
+    ${PROJECT_SOURCE_DIR}/test/abi/check-headers
+    ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER} ${public_headers})
+
 add_executable(abi-generations ${PROJECT_SOURCE_DIR}/test/abi/generations.c)
 target_include_directories(abi-generations PRIVATE ${PROJECT_SOURCE_DIR}/include)
 add_test(NAME abi/generations COMMAND abi-generations)
