@@ -41,8 +41,9 @@
 #include <sys/uio.h>
 
 #include "libvfio-user.h"
-#include "util/log.h"
 #include "util/range.h"
+
+struct logger;
 
 /* The largest region that DMA_MAP takes. */
 #define DMA_MAX_REGION_SIZE (8ull << 40)
@@ -76,7 +77,7 @@ enum dma_mode {
 /* --- a context's memory --------------------------------------------------------------------- */
 
 struct dma_config {
-    struct logger log; /* copied */
+    const struct logger *log; /* must outlive the struct dma */
     size_t max_regions;
 };
 
@@ -89,9 +90,6 @@ int dma_create(const struct dma_config *config, struct dma **out);
  * NULL is allowed.
  */
 void dma_destroy(struct dma *dma);
-
-/* Where log lines go from now on. Control thread. */
-void dma_set_log(struct dma *dma, const struct logger *log);
 
 struct dma_space *dma_requester_space(struct dma *dma);
 struct dma_space *dma_translated_space(struct dma *dma);
