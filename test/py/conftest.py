@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import os
+import pathlib
+
+import pytest
+
+from vfiouser.edu import Edu
+from vfiouser.server import Server
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("VFU_BUILD", ROOT / "build"))
+
+
+def sample(name):
+    path = BUILD / "samples" / name
+    if not os.access(path, os.X_OK):
+        pytest.fail(f"{path} is missing: build it, or set VFU_BUILD to the build directory",
+                    pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def connected_fds():
+    """How many descriptors one connected client costs the server."""
+    server = Server(sample("edu"))
+    client = server.client()
+    client.device_info()
+    count = len(server.fds()) - len(server.idle_fds)
+    server.stop()
+    assert 1 <= count <= 8, f"{count} descriptors for a client"
+    return count
+
+
+@pytest.fixture
+def server(connected_fds, request):
+    """
+    An edu server of the test's own. After the test it must still serve, have no descriptor more
+    than before, and end with status 0.
+    """
+    marker = request.node.get_closest_marker("server_args")
+    server = Server(sample("edu"), *(marker.args if marker else ()))
+    yield server
+    try:
+        server.check(connected_fds)
+    except BaseException:
+        print(server.stderr())
+        server.kill()
+        raise
+    server.stop()
+
+
+@pytest.fixture
+def client(server):
+    return server.client()
+
+
+@pytest.fixture
+def edu(client):
+    """The device of the client, allowed to do DMA."""
+    device = Edu(client)
+    device.enable_bus_master()
+    return device
