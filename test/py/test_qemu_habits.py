@@ -15,9 +15,9 @@ from vfiouser.memory import Slot
 from vfiouser.wire import (ACTION_MASK, ACTION_TRIGGER, ACTION_UNMASK, BAR0, CONFIG, DATA_EVENTFD,
                            DATA_NONE, ERR, INTX, MAP_READ, MAP_RW, MSI, UNMAP_ALL, Cmd)
 
-VERSION_TEXT = (b'{"capabilities":{"pgsizes":4096,"max_msg_fds":16,"max_dma_maps":65535,'
-                b'"max_data_xfer_size":1048576,"migration":{"max_bitmap_size":268435456,'
-                b'"pgsize":4096},"write_multiple":true}}\0')
+VERSION_TEXT = (b'{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, '
+                b'"max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, '
+                b'"pgsize": 4096}, "write_multiple": true}}\0')
 
 LOW, ROM1, ROM2, HIGH, RAM = 0xC0000, 0xC0000, 0xE0000, 0x100000, 128 << 20
 
