@@ -256,7 +256,7 @@ bool dma_sg_is_mappable(struct dma *dma, const struct dma_sg *sg);
 /*
  * Copies sg->length bytes between buf and guest memory without messages, marking dirty what it
  * writes. -EINVAL zeroed, -ESTALE gone, -EFAULT truncated beneath us, -EIO file error or its end,
- * -ENOTSUP a message-mode entry.
+ * -ENOTSUP a message-mode entry, -EPERM to_guest but not looked up for writing.
  */
 int dma_sg_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_guest);
 
@@ -283,6 +283,7 @@ struct dma_translation {
  * Caches a translation, as one entry per region of the translated space that it covers, all or
  * nothing. An entry that overlaps an older cached translation replaces it. The number of entries
  * made is returned.
+ * -EINVAL  the space is the translated space
  * -EFAULT  not wholly inside regions of the translated space
  * -EACCES  more protection than those regions have
  * -EEXIST  overlaps a region of this space

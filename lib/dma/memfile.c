@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "dma/memfile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "util/log.h"
+
+/* Page sizes that a file may claim; anything else is a file system's I/O hint gone wild. */
+#define PAGE_SIZE_MAX (1ull << 34)
+
+size_t system_page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* hugetlbfs reports its page size as the preferred block size. */
+static size_t page_size_of(const struct stat *st)
+{
+    uint64_t block = (uint64_t)st->st_blksize;
+    size_t page = system_page_size();
+    bool sane = st->st_blksize > 0 && block <= PAGE_SIZE_MAX && (block & (block - 1)) == 0;
+
+    return sane && block > page ? block : page;
+}
+
+static int check_access(const struct memfile_want *want, const struct logger *log)
+{
+    int flags = fcntl(want->fd, F_GETFL);
+    int mode = flags & O_ACCMODE;
+
+    if (flags < 0) {
+        log_err(log, "DMA map: fd %d is not usable: %s", want->fd, strerror(errno));
+        return -EINVAL;
+    }
+    if ((want->writable && mode == O_RDONLY) || (!want->io && mode == O_WRONLY) ||
+        (flags & O_PATH) != 0) {
+        log_err(log, "DMA map: fd %d with open flags %#x does not allow a %s %s", want->fd,
+                (unsigned int)flags, want->writable ? "writable" : "readable",
+                want->io ? "region" : "mapping");
+        return -EACCES;
+    }
+    return 0;
+}
+
+/* A mapping's last page may reach beyond the end of the file, no more. */
+static int check_end(const struct memfile_want *want, const struct logger *log)
+{
+    uint64_t end = want->offset + want->size;
+
+    if (end < want->offset || end > (uint64_t)INT64_MAX - PAGE_SIZE_MAX) {
+        log_err(log, "DMA map: file range at offset %#" PRIx64 ", size %#" PRIx64 " is too far out",
+                want->offset, want->size);
+        return -EINVAL;
+    }
+    if (!want->io && want->has_size && end > align_up(want->file_size, system_page_size())) {
+        log_err(log, "DMA map: file range at offset %#" PRIx64 ", size %#" PRIx64
+                     " is beyond the end of the file, %#" PRIx64,
+                want->offset, want->size, want->file_size);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int memfile_probe(struct memfile_want *want, const struct logger *log)
+{
+    struct stat st;
+    int ret;
+
+    if (fstat(want->fd, &st) < 0) {
+        log_err(log, "DMA map: fstat of fd %d: %s", want->fd, strerror(errno));
+        return -EINVAL;
+    }
+    ret = check_access(want, log);
+    if (ret < 0) {
+        return ret;
+    }
+    want->device = st.st_dev;
+    want->inode = st.st_ino;
+    want->has_size = S_ISREG(st.st_mode);
+    want->file_size = (uint64_t)st.st_size;
+    want->page_size = page_size_of(&st);
+    return check_end(want, log);
+}
+
+static size_t bucket_of(dev_t device, ino_t inode)
+{
+    uint64_t mixed = ((uint64_t)inode ^ (uint64_t)device << 32) * 0x9e3779b97f4a7c15u;
+
+    return mixed >> 56;
+}
+
+static bool serves(const struct memfile *file, const struct memfile_want *want)
+{
+    if (file->device != want->device || file->inode != want->inode ||
+        file->writable != want->writable || (file->base == NULL) != want->io) {
+        return false;
+    }
+    return want->io || (!memfile_poisoned(file) && want->offset >= file->offset &&
+                        want->offset + want->size <= file->offset + file->length);
+}
+
+struct memfile *memfile_find(struct memfile_set *set, const struct memfile_want *want)
+{
+    struct memfile *file;
+
+    LIST_FOREACH(file, &set->buckets[bucket_of(want->device, want->inode)], link) {
+        if (serves(file, want)) {
+            file->refs++;
+            return file;
+        }
+    }
+    return NULL;
+}
+
+static int map_span(struct memfile *file, int fd, uint64_t start, uint64_t end, uint64_t mapped)
+{
+    size_t length = end - start;
+    void *base;
+
+    if (length > MEMFILE_MAPPED_MAX - mapped) {
+        return -ENOMEM;
+    }
+    base = mmap(NULL, length, PROT_READ | (file->writable ? PROT_WRITE : 0),
+                MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
+    if (base == MAP_FAILED) {
+        return -errno;
+    }
+    madvise(base, length, MADV_DONTDUMP);
+    file->guard = guard_add(base, length, file->page_size);
+    if (file->guard == NULL) {
+        munmap(base, length);
+        return -ENOMEM;
+    }
+    file->base = base;
+    file->length = length;
+    file->offset = start;
+    return 0;
+}
+
+static int map_file(struct memfile *file, const struct memfile_want *want, uint64_t mapped)
+{
+    uint64_t page = want->page_size;
+
+    if (want->has_size && want->file_size <= MEMFILE_WHOLE_MAX && want->file_size > 0 &&
+        map_span(file, want->fd, 0, align_up(want->file_size, page), mapped) == 0) {
+        return 0;
+    }
+    return map_span(file, want->fd, align_down(want->offset, page),
+                    align_up(want->offset + want->size, page), mapped);
+}
+
+static int dup_fd(struct memfile *file, const struct memfile_want *want)
+{
+    file->fd = fcntl(want->fd, F_DUPFD_CLOEXEC, 0);
+    return file->fd < 0 ? -errno : 0;
+}
+
+int memfile_open(const struct memfile_want *want, uint64_t mapped, struct memfile **out)
+{
+    struct memfile *file = calloc(1, sizeof(*file));
+    int ret;
+
+    if (file == NULL) {
+        return -ENOMEM;
+    }
+    file->device = want->device;
+    file->inode = want->inode;
+    file->writable = want->writable;
+    file->page_size = want->page_size;
+    file->fd = -1;
+    file->refs = 1;
+    ret = want->io ? dup_fd(file, want) : map_file(file, want, mapped);
+    if (ret < 0) {
+        free(file);
+        return ret;
+    }
+    *out = file;
+    return 0;
+}
+
+void memfile_add(struct memfile_set *set, struct memfile *file)
+{
+    LIST_INSERT_HEAD(&set->buckets[bucket_of(file->device, file->inode)], file, link);
+    set->mapped += file->length;
+}
+
+struct memfile *memfile_put(struct memfile_set *set, struct memfile *file)
+{
+    if (--file->refs > 0) {
+        return NULL;
+    }
+    LIST_REMOVE(file, link);
+    set->mapped -= file->length;
+    return file;
+}
+
+void memfile_close(struct memfile *file)
+{
+    if (file->base != NULL) {
+        guard_remove(file->guard);
+        munmap(file->base, file->length);
+    }
+    if (file->fd >= 0) {
+        close(file->fd);
+    }
+    free(file);
+}

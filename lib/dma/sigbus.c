@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "dma/sigbus.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define CHUNK_GUARDS 64
+
+/* Chunks are only ever appended. */
+struct guard_chunk {
+    struct guard guards[CHUNK_GUARDS];
+    _Atomic(struct guard_chunk *) next;
+};
+
+static struct {
+    pthread_mutex_t lock; /* of free; the handler never takes it */
+    struct guard *free;
+    _Atomic(struct guard_chunk *) chunks;
+    pthread_once_t installed;
+    struct sigaction previous;
+} table = {
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+    .installed = PTHREAD_ONCE_INIT,
+};
+
+static struct guard *guard_of(uintptr_t addr)
+{
+    struct guard_chunk *chunk = atomic_load_explicit(&table.chunks, memory_order_acquire);
+    uintptr_t base;
+    size_t i;
+
+    for (; chunk != NULL; chunk = atomic_load_explicit(&chunk->next, memory_order_acquire)) {
+        for (i = 0; i < CHUNK_GUARDS; i++) {
+            base = atomic_load_explicit(&chunk->guards[i].base, memory_order_acquire);
+            if (base != 0 && addr >= base && addr - base < atomic_load(&chunk->guards[i].length)) {
+                return &chunk->guards[i];
+            }
+        }
+    }
+    return NULL;
+}
+
+static bool replace_block(struct guard *guard, uintptr_t addr)
+{
+    uintptr_t base = atomic_load(&guard->base);
+    size_t length = atomic_load(&guard->length), block = atomic_load(&guard->block);
+    size_t start = (addr - base) / block * block;
+    size_t size = length - start < block ? length - start : block;
+
+    atomic_store(&guard->tripped, true);
+    return mmap((void *)(base + start), size, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
+}
+
+/* What would have happened without us. */
+static void chain(int sig, siginfo_t *info, void *context)
+{
+    if ((table.previous.sa_flags & SA_SIGINFO) != 0) {
+        table.previous.sa_sigaction(sig, info, context);
+    } else if (table.previous.sa_handler != SIG_DFL && table.previous.sa_handler != SIG_IGN) {
+        table.previous.sa_handler(sig);
+    } else if (info->si_code > 0 || table.previous.sa_handler == SIG_DFL) {
+        /* A fault comes again by itself when we return; a signal that was sent does not. */
+        signal(sig, SIG_DFL);
+        if (info->si_code <= 0) {
+            raise(sig);
+        }
+    }
+}
+
+/* mmap(2) is a bare system call here, and so as safe in a handler as those that POSIX lists. */
+static void on_sigbus(int sig, siginfo_t *info, void *context)
+{
+    uintptr_t addr = (uintptr_t)info->si_addr;
+    int saved = errno;
+    struct guard *guard = NULL;
+
+    if (info->si_code == BUS_ADRERR) {
+        guard = guard_of(addr);
+    }
+    if (guard == NULL || !replace_block(guard, addr)) {
+        chain(sig, info, context);
+    }
+    errno = saved;
+}
+
+static void install(void)
+{
+    struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, NULL, &table.previous);
+    sigaction(SIGBUS, &action, NULL);
+}
+
+/* Under the lock. */
+static int add_chunk(void)
+{
+    struct guard_chunk *chunk = calloc(1, sizeof(*chunk));
+    size_t i;
+
+    if (chunk == NULL) {
+        return -ENOMEM;
+    }
+    for (i = 0; i < CHUNK_GUARDS; i++) {
+        chunk->guards[i].next_free = table.free;
+        table.free = &chunk->guards[i];
+    }
+    atomic_store_explicit(&chunk->next, atomic_load(&table.chunks), memory_order_relaxed);
+    atomic_store_explicit(&table.chunks, chunk, memory_order_release);
+    return 0;
+}
+
+struct guard *guard_add(void *base, size_t length, size_t page_size)
+{
+    struct guard *guard = NULL;
+
+    pthread_once(&table.installed, install);
+    pthread_mutex_lock(&table.lock);
+    if (table.free != NULL || add_chunk() == 0) {
+        guard = table.free;
+        table.free = guard->next_free;
+        atomic_store(&guard->length, length);
+        atomic_store(&guard->block, page_size);
+        atomic_store(&guard->tripped, false);
+        atomic_store_explicit(&guard->base, (uintptr_t)base, memory_order_release);
+    }
+    pthread_mutex_unlock(&table.lock);
+    return guard;
+}
+
+void guard_remove(struct guard *guard)
+{
+    pthread_mutex_lock(&table.lock);
+    atomic_store(&guard->base, 0);
+    guard->next_free = table.free;
+    table.free = guard;
+    pthread_mutex_unlock(&table.lock);
+}
