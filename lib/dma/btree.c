@@ -25,6 +25,7 @@
 struct btree_node {
     _Alignas(64) _Atomic uint64_t key[SLOTS];
     _Atomic uint64_t value[SLOTS];
+    _Atomic uint32_t stamp[SLOTS]; /* of the items, in a leaf */
 };
 
 static uint64_t header(unsigned int level, unsigned int count)
@@ -97,14 +98,15 @@ void btree_init(struct btree *tree, struct slab *nodes)
     tree->nodes = nodes;
 }
 
-/* The values' line is only known after the search: fetch all four meanwhile. */
+/* Which line of the values and stamps is only known after the search: fetch all meanwhile. */
 static inline void prefetch_values(const struct btree_node *node)
 {
+    const uint8_t *line = (const uint8_t *)node->value;
     unsigned int i;
 
-#pragma GCC unroll 4
-    for (i = 0; i < SLOTS; i += LINE_WORDS) {
-        __builtin_prefetch((const void *)&node->value[i]);
+#pragma GCC unroll 6
+    for (i = 0; i < (sizeof(node->value) + sizeof(node->stamp)) / 64; i++) {
+        __builtin_prefetch(line + 64 * (size_t)i);
     }
 }
 
@@ -135,6 +137,7 @@ enum btree_found btree_floor(const struct btree *tree, uint64_t seq, uint64_t ke
     }
     item->key = load(&node->key[pos & MAX_KEYS]);
     item->value = load(&node->value[pos & MAX_KEYS]);
+    item->stamp = atomic_load_explicit(&node->stamp[pos & MAX_KEYS], memory_order_acquire);
     return BTREE_FOUND;
 }
 
@@ -198,10 +201,28 @@ static void descend(struct btree_node *root, uint64_t key, struct path *path)
     path->depth = d;
 }
 
-static void item_at(const struct btree_node *leaf, unsigned int pos, struct btree_item *item)
+static struct btree_item item_at(const struct btree_node *node, unsigned int pos)
 {
-    item->key = peek(&leaf->key[pos]);
-    item->value = peek(&leaf->value[pos]);
+    return (struct btree_item){
+        .key = peek(&node->key[pos]),
+        .value = peek(&node->value[pos]),
+        .stamp = atomic_load_explicit(&node->stamp[pos], memory_order_relaxed),
+    };
+}
+
+static void set_item(struct btree_node *node, unsigned int pos, const struct btree_item *item)
+{
+    store(&node->key[pos], item->key);
+    store(&node->value[pos], item->value);
+    atomic_store_explicit(&node->stamp[pos], item->stamp, memory_order_release);
+}
+
+static void move_item(struct btree_node *to, unsigned int at, const struct btree_node *from,
+                      unsigned int pos)
+{
+    struct btree_item item = item_at(from, pos);
+
+    set_item(to, at, &item);
 }
 
 bool btree_ceil(const struct btree *tree, uint64_t key, struct btree_item *item)
@@ -216,7 +237,7 @@ bool btree_ceil(const struct btree *tree, uint64_t key, struct btree_item *item)
     descend(node, key, &path);
     d = path.depth;
     if (path.pos[d] > 0 && peek(&path.node[d]->key[path.pos[d]]) == key) {
-        item_at(path.node[d], path.pos[d], item);
+        *item = item_at(path.node[d], path.pos[d]);
         return true;
     }
     while (path.pos[d] == count_of(path.node[d])) {
@@ -227,14 +248,14 @@ bool btree_ceil(const struct btree *tree, uint64_t key, struct btree_item *item)
     }
     node = path.node[d];
     if (level_of(node) == 0) {
-        item_at(node, path.pos[d] + 1, item);
+        *item = item_at(node, path.pos[d] + 1);
         return true;
     }
     node = child_of(node, path.pos[d] + 1);
     while (level_of(node) > 0) {
         node = child_of(node, 0);
     }
-    item_at(node, 1, item);
+    *item = item_at(node, 1);
     return true;
 }
 
@@ -274,16 +295,14 @@ static struct btree_node *new_node(struct btree *tree, unsigned int level)
     return node;
 }
 
-static void node_insert(struct btree_node *node, unsigned int at, uint64_t key, uint64_t value)
+static void node_insert(struct btree_node *node, unsigned int at, const struct btree_item *item)
 {
     unsigned int i, count = count_of(node);
 
     for (i = count; i >= at; i--) {
-        store(&node->key[i + 1], peek(&node->key[i]));
-        store(&node->value[i + 1], peek(&node->value[i]));
+        move_item(node, i + 1, node, i);
     }
-    store(&node->key[at], key);
-    store(&node->value[at], value);
+    set_item(node, at, item);
     set_count(node, count + 1);
 }
 
@@ -292,8 +311,7 @@ static void node_remove(struct btree_node *node, unsigned int at)
     unsigned int i, count = count_of(node);
 
     for (i = at; i < count; i++) {
-        store(&node->key[i], peek(&node->key[i + 1]));
-        store(&node->value[i], peek(&node->value[i + 1]));
+        move_item(node, i, node, i + 1);
     }
     store(&node->key[count], NO_KEY);
     set_count(node, count - 1);
@@ -305,9 +323,7 @@ static void move_tail(struct btree_node *to, struct btree_node *node, unsigned i
     unsigned int i, n = count_of(to), count = count_of(node);
 
     for (i = from + 1; i <= count; i++) {
-        n++;
-        store(&to->key[n], peek(&node->key[i]));
-        store(&to->value[n], peek(&node->value[i]));
+        move_item(to, ++n, node, i);
         store(&node->key[i], NO_KEY);
     }
     set_count(to, n);
@@ -315,16 +331,17 @@ static void move_tail(struct btree_node *to, struct btree_node *node, unsigned i
 }
 
 /*
- * Splits a full node, and inserts at the given slot. Returns the new right node and, in *up, its
- * smallest key. A node that grows at its end is left full, so that ascending keys pack.
+ * Splits a full node, and inserts an item at the given slot. Returns what the parent needs: the new
+ * right node under its smallest key. A node that grows at its end is left full, so that ascending
+ * keys pack.
  */
-static struct btree_node *split_insert(struct btree *tree, struct btree_node *node, unsigned int at,
-                                       uint64_t key, uint64_t value, uint64_t *up)
+static struct btree_item split_insert(struct btree *tree, struct btree_node *node, unsigned int at,
+                                      const struct btree_item *item)
 {
     unsigned int middle = at == SLOTS ? MAX_KEYS : SLOTS / 2;
     struct btree_node *right = new_node(tree, level_of(node));
+    struct btree_item up = { .key = peek(&node->key[middle]), .value = (uintptr_t)right };
     bool inner = level_of(node) > 0;
-    uint64_t separator = peek(&node->key[middle]);
 
     move_tail(right, node, middle);
     if (inner) {
@@ -332,44 +349,48 @@ static struct btree_node *split_insert(struct btree *tree, struct btree_node *no
         node_remove(node, middle);
     }
     if (at <= middle) {
-        node_insert(node, at, key, value);
+        node_insert(node, at, item);
     } else {
-        node_insert(right, at - middle, key, value);
+        node_insert(right, at - middle, item);
     }
-    *up = inner ? separator : peek(&right->key[1]);
-    return right;
+    if (!inner) {
+        up.key = peek(&right->key[1]);
+    }
+    return up;
 }
 
-void btree_insert(struct btree *tree, uint64_t key, uint64_t value)
+static void new_root(struct btree *tree, struct btree_node *left, const struct btree_item *right)
 {
-    struct btree_node *node = root_of(tree), *root;
+    struct btree_node *root = new_node(tree, level_of(left) + 1);
+
+    store(&root->value[0], (uintptr_t)left);
+    node_insert(root, 1, right);
+    set_root(tree, root);
+}
+
+void btree_insert(struct btree *tree, const struct btree_item *item)
+{
+    struct btree_node *node = root_of(tree);
+    struct btree_item rising = *item;
     struct path path;
     unsigned int d;
-    uint64_t up;
 
     if (node == NULL) {
         node = new_node(tree, 0);
-        node_insert(node, 1, key, value);
+        node_insert(node, 1, item);
         set_root(tree, node);
         return;
     }
-    descend(node, key, &path);
-    for (d = path.depth;; d--) {
+    descend(node, item->key, &path);
+    for (d = path.depth + 1; d-- > 0;) {
         node = path.node[d];
         if (count_of(node) < MAX_KEYS) {
-            node_insert(node, path.pos[d] + 1, key, value);
+            node_insert(node, path.pos[d] + 1, &rising);
             return;
         }
-        value = (uintptr_t)split_insert(tree, node, path.pos[d] + 1, key, value, &up);
-        key = up;
-        if (d == 0) {
-            break;
-        }
+        rising = split_insert(tree, node, path.pos[d] + 1, &rising);
     }
-    root = new_node(tree, level_of(node) + 1);
-    store(&root->value[0], (uintptr_t)node);
-    node_insert(root, 1, key, value);
-    set_root(tree, root);
+    new_root(tree, node, &rising);
 }
 
 /* The node at depth d of the path has a new smallest key: write it where it is kept. */
@@ -408,6 +429,7 @@ static bool remove_child(struct path *path, unsigned int d)
 static bool merge_child(struct btree *tree, struct path *path, unsigned int d)
 {
     struct btree_node *parent = path->node[d], *left, *right;
+    struct btree_item pulled;
     unsigned int at = path->pos[d] > 0 ? path->pos[d] : 1;
     bool inner;
 
@@ -421,7 +443,8 @@ static bool merge_child(struct btree *tree, struct path *path, unsigned int d)
         return false;
     }
     if (inner) {
-        node_insert(left, count_of(left) + 1, peek(&parent->key[at]), peek(&right->value[0]));
+        pulled = (struct btree_item){ peek(&parent->key[at]), peek(&right->value[0]), 0 };
+        node_insert(left, count_of(left) + 1, &pulled);
     }
     move_tail(left, right, 0);
     node_remove(parent, at);

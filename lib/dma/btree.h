@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A B+-tree from 64-bit keys to 64-bit values, with one writer at a time and any number of readers
- * that take no lock and store nothing.
+ * A B+-tree from 64-bit keys to 64-bit values, each with a 32-bit stamp, with one writer at a time
+ * and any number of readers that take no lock and store nothing.
  *
  * Reading. The tree has a sequence counter, odd while a writer is at work. A reader takes an even
  * value, descends, and believes what it found only if the counter still has that value. It checks
@@ -33,6 +33,7 @@ struct btree {
 struct btree_item {
     uint64_t key;
     uint64_t value;
+    uint32_t stamp;
 };
 
 enum btree_found {
@@ -78,7 +79,7 @@ void btree_write_begin(struct btree *tree);
 void btree_write_end(struct btree *tree);
 
 /* Adds a key that is not there. Needs btree_reserve since the last insert. */
-void btree_insert(struct btree *tree, uint64_t key, uint64_t value);
+void btree_insert(struct btree *tree, const struct btree_item *item);
 
 /* Removes a key; false when it is not there. */
 bool btree_remove(struct btree *tree, uint64_t key);

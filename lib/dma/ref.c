@@ -119,9 +119,13 @@ static uint64_t size_code(struct range range)
     return size < 1024 ? (uint64_t)shift << 10 | size : 0;
 }
 
-static uint64_t index_value(const struct dma_entry *entry)
+static struct btree_item index_item(const struct dma_entry *entry)
 {
-    return (uintptr_t)entry | entry->flags | size_code(entry_range(entry)) << 48;
+    return (struct btree_item){
+        .key = entry->first,
+        .value = (uintptr_t)entry | entry->flags | size_code(entry_range(entry)) << 48,
+        .stamp = atomic_load_explicit(&entry->generation, memory_order_relaxed),
+    };
 }
 
 static void shard_if_large(struct dma *dma, struct dma_entry *entry)
@@ -176,13 +180,15 @@ static void next_generation(struct dma_entry *entry)
 int entry_publish(struct dma_space *space, struct dma_entry *entry)
 {
     int ret = btree_reserve(&space->index);
+    struct btree_item item;
 
     if (ret < 0) {
         return ret;
     }
-    btree_write_begin(&space->index);
     next_generation(entry);
-    btree_insert(&space->index, entry->first, index_value(entry));
+    item = index_item(entry);
+    btree_write_begin(&space->index);
+    btree_insert(&space->index, &item);
     btree_write_end(&space->index);
     atomic_fetch_add(entry_cached(entry) ? &space->dma->nr_cached : &space->dma->nr_regions, 1);
     return 0;

@@ -315,7 +315,7 @@ static enum btree_found try_lookup(struct dma_space *space, uint64_t seq, uint64
     hit->iova.last = item_last(&item, hit->entry);
     hit->prot = item.value & ENTRY_PROT;
     hit->cached = (item.value & ENTRY_CACHED) != 0;
-    hit->generation = atomic_load_explicit(&hit->entry->generation, memory_order_acquire);
+    hit->generation = item.stamp;
     return hit->iova.last < addr ? BTREE_NONE : BTREE_FOUND;
 }
 

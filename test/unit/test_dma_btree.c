@@ -37,9 +37,11 @@ static int tear_down(void **state)
 
 static void insert(struct btree *tree, uint64_t key, uint64_t value)
 {
+    struct btree_item item = { key, value, (uint32_t)(key * 7) };
+
     assert_int_equal(btree_reserve(tree), 0);
     btree_write_begin(tree);
-    btree_insert(tree, key, value);
+    btree_insert(tree, &item);
     btree_write_end(tree);
 }
 
@@ -66,7 +68,7 @@ static uint64_t key_at(size_t i)
 
 static void check_floor(struct btree *tree, size_t i)
 {
-    struct btree_item item = { 0, 0 };
+    struct btree_item item = { 0 };
     size_t at = i + 1;
 
     while (at > 0 && model[at - 1] == 0) {
@@ -78,12 +80,13 @@ static void check_floor(struct btree *tree, size_t i)
         assert_int_equal(floor_of(tree, key_at(i), &item), BTREE_FOUND);
         assert_int_equal(item.key, key_at(at - 1));
         assert_int_equal(item.value, model[at - 1]);
+        assert_int_equal(item.stamp, (uint32_t)(item.key * 7));
     }
 }
 
 static void check_ceil(struct btree *tree, size_t i)
 {
-    struct btree_item item = { 0, 0 };
+    struct btree_item item = { 0 };
     size_t at = i;
 
     while (at < UNIVERSE && model[at] == 0) {
@@ -237,7 +240,7 @@ static void *read_on(void *arg)
             continue;
         }
         reader->found++;
-        if (found != BTREE_FOUND || item.value != item.key + 1 ||
+        if (found != BTREE_FOUND || item.value != item.key + 1 || item.stamp != item.key * 7 ||
             (item.key != key && (item.key != key - 1 || key % 2 == 0))) {
             reader->wrong = true;
         }
