@@ -19,12 +19,8 @@ static struct {
     pthread_mutex_t lock; /* of free; the handler never takes it */
     struct guard *free;
     _Atomic(struct guard_chunk *) chunks;
-    pthread_once_t installed;
-    struct sigaction previous;
-} table = {
-    .lock = PTHREAD_MUTEX_INITIALIZER,
-    .installed = PTHREAD_ONCE_INIT,
-};
+    _Atomic(struct sigaction *) previous; /* never freed: a handler may be using it */
+} table = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static struct guard *guard_of(uintptr_t addr)
 {
@@ -58,11 +54,13 @@ static bool replace_block(struct guard *guard, uintptr_t addr)
 /* What would have happened without us. */
 static void chain(int sig, siginfo_t *info, void *context)
 {
-    if ((table.previous.sa_flags & SA_SIGINFO) != 0) {
-        table.previous.sa_sigaction(sig, info, context);
-    } else if (table.previous.sa_handler != SIG_DFL && table.previous.sa_handler != SIG_IGN) {
-        table.previous.sa_handler(sig);
-    } else if (info->si_code > 0 || table.previous.sa_handler == SIG_DFL) {
+    const struct sigaction *previous = atomic_load(&table.previous);
+
+    if ((previous->sa_flags & SA_SIGINFO) != 0) {
+        previous->sa_sigaction(sig, info, context);
+    } else if (previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN) {
+        previous->sa_handler(sig);
+    } else if (info->si_code > 0 || previous->sa_handler == SIG_DFL) {
         /* A fault comes again by itself when we return; a signal that was sent does not. */
         signal(sig, SIG_DFL);
         if (info->si_code <= 0) {
@@ -87,13 +85,25 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
     errno = saved;
 }
 
-static void install(void)
+/* Under the lock. */
+static int install(void)
 {
     struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+    struct sigaction *previous;
 
+    previous = calloc(1, sizeof(*previous));
+    if (previous == NULL) {
+        return -ENOMEM;
+    }
+    sigaction(SIGBUS, NULL, previous);
+    if ((previous->sa_flags & SA_SIGINFO) != 0 && previous->sa_sigaction == on_sigbus) {
+        free(previous);
+        return 0;
+    }
+    atomic_store(&table.previous, previous);
     sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, NULL, &table.previous);
     sigaction(SIGBUS, &action, NULL);
+    return 0;
 }
 
 /* Under the lock. */
@@ -118,9 +128,8 @@ struct guard *guard_add(void *base, size_t length, size_t page_size)
 {
     struct guard *guard = NULL;
 
-    pthread_once(&table.installed, install);
     pthread_mutex_lock(&table.lock);
-    if (table.free != NULL || add_chunk() == 0) {
+    if (install() == 0 && (table.free != NULL || add_chunk() == 0)) {
         guard = table.free;
         table.free = guard->next_free;
         atomic_store(&guard->length, length);

@@ -5,9 +5,10 @@
  *
  * The one deliberate piece of process state of the library: a signal's disposition belongs to the
  * process, so the handler and the table it consults must too. The handler is installed with the
- * first file mapping, puts zero pages under the faulting access, and marks the mapping tripped. A
- * SIGBUS at any other address goes to whatever was installed before, or kills as it used to. A
- * program that installs its own handler later replaces this one; it loses the protection only.
+ * first file mapping, and again by a later one that finds another in its place. It puts zero pages
+ * under the faulting access, and marks the mapping tripped. A SIGBUS at any other address goes to
+ * whatever was installed before, or kills as it used to. A program that installs its own handler
+ * later replaces this one until the next mapping; it loses the protection only.
  */
 
 #ifndef VFU_DMA_SIGBUS_H
