@@ -15,11 +15,18 @@ struct guard_chunk {
     _Atomic(struct guard_chunk *) next;
 };
 
+/* A disposition that was found in place of ours. Never freed: the handler may be using it. */
+struct disposition {
+    struct sigaction action;
+    struct disposition *next;
+};
+
 static struct {
-    pthread_mutex_t lock; /* of free; the handler never takes it */
+    pthread_mutex_t lock; /* of what is not atomic; the handler never takes it */
     struct guard *free;
+    struct disposition *dispositions;
     _Atomic(struct guard_chunk *) chunks;
-    _Atomic(struct sigaction *) previous; /* never freed: a handler may be using it */
+    _Atomic(const struct sigaction *) previous;
 } table = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static struct guard *guard_of(uintptr_t addr)
@@ -85,24 +92,51 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
     errno = saved;
 }
 
+static bool same_handler(const struct sigaction *a, const struct sigaction *b)
+{
+    return (a->sa_flags & SA_SIGINFO) == (b->sa_flags & SA_SIGINFO) &&
+           ((a->sa_flags & SA_SIGINFO) != 0 ? a->sa_sigaction == b->sa_sigaction
+                                            : a->sa_handler == b->sa_handler);
+}
+
+/* Keeps one of each, however often they take turns. Under the lock. */
+static const struct sigaction *remember(const struct sigaction *action)
+{
+    struct disposition *known = table.dispositions;
+
+    while (known != NULL && !same_handler(&known->action, action)) {
+        known = known->next;
+    }
+    if (known == NULL) {
+        known = calloc(1, sizeof(*known));
+        if (known == NULL) {
+            return NULL;
+        }
+        known->action = *action;
+        known->next = table.dispositions;
+        table.dispositions = known;
+    }
+    return &known->action;
+}
+
 /* Under the lock. */
 static int install(void)
 {
-    struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
-    struct sigaction *previous;
+    struct sigaction ours = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+    struct sigaction found;
+    const struct sigaction *previous;
 
-    previous = calloc(1, sizeof(*previous));
+    sigaction(SIGBUS, NULL, &found);
+    if (same_handler(&found, &ours)) {
+        return 0;
+    }
+    previous = remember(&found);
     if (previous == NULL) {
         return -ENOMEM;
     }
-    sigaction(SIGBUS, NULL, previous);
-    if ((previous->sa_flags & SA_SIGINFO) != 0 && previous->sa_sigaction == on_sigbus) {
-        free(previous);
-        return 0;
-    }
     atomic_store(&table.previous, previous);
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, &action, NULL);
+    sigemptyset(&ours.sa_mask);
+    sigaction(SIGBUS, &ours, NULL);
     return 0;
 }
 
