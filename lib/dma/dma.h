@@ -263,12 +263,19 @@ int dma_sg_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_gue
 /* Where a scatter entry leads, for those who send messages. */
 struct dma_target {
     enum dma_mode mode;
-    bool translated; /* address is in the translated space */
+    struct dma_space_name space; /* which the address is in; of message mode only */
     uint64_t address;
 };
 
 /* -EINVAL, -ESTALE. */
 int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target);
+
+/*
+ * A scatter entry for any range of a space by messages, whatever is mapped there: what becomes of
+ * an access whose translation is the client's business.
+ */
+void dma_untranslated_sg(struct dma_space *space, uint64_t addr, uint64_t len, bool writeable,
+                         struct dma_sg *sg);
 
 /* --- cached translations: what an ATC is made of -------------------------------------------- */
 

@@ -70,7 +70,10 @@ struct dma_entry {
         _Atomic(struct dirty_map *) dirty; /* of a region */
         struct dma_entry *backing;         /* of a cached translation: it holds a reference */
     };
-    uint64_t target; /* of the first byte: offset in the file, or translated address */
+    union {
+        uint64_t target; /* of the first byte: offset in the file, or translated address */
+        struct dma_space *space; /* of a region in message mode, which has no file */
+    };
     union {
         vfu_dma_info_t info; /* live region */
         struct {
@@ -100,6 +103,7 @@ struct dma_space {
     struct dma *dma;
     LIST_HEAD(, dma_entry) lingering;
     struct dma_space_name name;
+    struct dma_entry *untranslated; /* all of it, by message; not in the index, never removed */
     struct dma_space *next; /* PASID spaces, newest first */
 };
 
@@ -193,6 +197,9 @@ struct entry_template {
 
 /* A new entry, which no one can find yet; NULL when out of memory. */
 struct dma_entry *entry_make(struct dma *dma, const struct entry_template *from);
+
+/* One that is alive without being in an index, and stays so. */
+struct dma_entry *entry_make_unlisted(struct dma *dma, const struct entry_template *from);
 
 /* Puts it into the index. -ENOMEM, and then the entry is still the caller's. */
 int entry_publish(struct dma_space *space, struct dma_entry *entry);

@@ -165,16 +165,26 @@ struct dma_entry *entry_make(struct dma *dma, const struct entry_template *from)
     return entry;
 }
 
-void entry_discard(struct dma *dma, struct dma_entry *entry)
-{
-    entry->state = ENTRY_FREE;
-    slab_free(&dma->entries, entry);
-}
-
 static void next_generation(struct dma_entry *entry)
 {
     atomic_store(&entry->generation,
                  atomic_load_explicit(&entry->generation, memory_order_relaxed) + 1);
+}
+
+struct dma_entry *entry_make_unlisted(struct dma *dma, const struct entry_template *from)
+{
+    struct dma_entry *entry = entry_make(dma, from);
+
+    if (entry != NULL) {
+        next_generation(entry);
+    }
+    return entry;
+}
+
+void entry_discard(struct dma *dma, struct dma_entry *entry)
+{
+    entry->state = ENTRY_FREE;
+    slab_free(&dma->entries, entry);
 }
 
 int entry_publish(struct dma_space *space, struct dma_entry *entry)

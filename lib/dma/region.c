@@ -30,13 +30,19 @@ static bool has_file(const struct map_request *req)
     return req->mapping->mode != DMA_MODE_MESSAGE;
 }
 
+/* What dma_entry.target holds. Without a file, an offset means nothing. */
+static uint64_t region_target(const struct map_request *req)
+{
+    return has_file(req) ? req->mapping->offset : (uintptr_t)req->space;
+}
+
 static bool is_identical(const struct map_request *req, struct dma_entry *region)
 {
     const struct dma_mapping *mapping = req->mapping;
     struct range range = entry_range(region);
 
     if (range.first != mapping->iova.first || range.last != mapping->iova.last ||
-        region->target != mapping->offset || (int)region->info.prot != mapping->prot ||
+        region->target != region_target(req) || (int)region->info.prot != mapping->prot ||
         has_file(req) != (region->file != NULL)) {
         return false;
     }
@@ -100,7 +106,7 @@ static int add_region(const struct map_request *req, struct dma_entry **region,
         .flags = (uint8_t)((mapping->prot & (int)ENTRY_PROT) |
                            (int)mapping->mode << ENTRY_MODE_SHIFT),
         .file = req->file,
-        .target = mapping->offset,
+        .target = region_target(req),
     };
     struct dma_entry *entry;
     int ret;

@@ -188,10 +188,29 @@ int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *t
         return ret;
     }
     target->mode = entry_mode(entry);
-    target->translated = entry_cached(entry);
-    target->address = (target->translated ? entry->target : entry->first) + sg->offset;
+    if (entry_cached(entry)) {
+        target->space = dma->translated.name;
+        target->address = entry->target + sg->offset;
+    } else {
+        target->space = target->mode == DMA_MODE_MESSAGE ? entry->space->name : dma->requester.name;
+        target->address = entry->first + sg->offset;
+    }
     entry_put(dma, sg->entry, sg->generation);
     return 0;
+}
+
+void dma_untranslated_sg(struct dma_space *space, uint64_t addr, uint64_t len, bool writeable,
+                         struct dma_sg *sg)
+{
+    struct dma_entry *entry = space->untranslated;
+
+    *sg = (struct dma_sg){
+        .entry = entry,
+        .length = len,
+        .offset = addr,
+        .writeable = writeable,
+        .generation = atomic_load_explicit(&entry->generation, memory_order_relaxed),
+    };
 }
 
 /* --- copying -------------------------------------------------------------------------------- */

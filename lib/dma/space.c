@@ -17,19 +17,27 @@ static _Atomic uint64_t last_space_id;
 
 /* --- making and freeing --------------------------------------------------------------------- */
 
-static void space_init(struct dma *dma, struct dma_space *space, struct dma_space_name name)
+static int space_init(struct dma *dma, struct dma_space *space, struct dma_space_name name)
 {
+    const struct entry_template all = {
+        .flags = (PROT_READ | PROT_WRITE) | DMA_MODE_MESSAGE << ENTRY_MODE_SHIFT,
+        .target = (uintptr_t)space,
+    };
+
     memset(space, 0, sizeof(*space));
     btree_init(&space->index, &dma->nodes);
     space->id = atomic_fetch_add(&last_space_id, 1) + 1;
     space->dma = dma;
     space->name = name;
     LIST_INIT(&space->lingering);
+    space->untranslated = entry_make_unlisted(dma, &all);
+    return space->untranslated == NULL ? -ENOMEM : 0;
 }
 
 int dma_create(const struct dma_config *config, struct dma **out)
 {
     struct dma *dma = aligned_alloc(_Alignof(struct dma), sizeof(*dma));
+    int ret;
 
     if (dma == NULL) {
         return -ENOMEM;
@@ -43,8 +51,12 @@ int dma_create(const struct dma_config *config, struct dma **out)
     slab_init(&dma->shards, sizeof(struct ref_shards), offsetof(struct ref_shards, link));
     slab_init(&dma->waiters, sizeof(struct dma_waiter), offsetof(struct dma_waiter, next));
     TAILQ_INIT(&dma->clock);
-    space_init(dma, &dma->requester, (struct dma_space_name){ 0 });
-    space_init(dma, &dma->translated, (struct dma_space_name){ .translated = true });
+    ret = space_init(dma, &dma->translated, (struct dma_space_name){ .translated = true });
+    ret |= space_init(dma, &dma->requester, (struct dma_space_name){ 0 });
+    if (ret < 0) {
+        dma_destroy(dma);
+        return -ENOMEM;
+    }
     *out = dma;
     return 0;
 }
@@ -184,9 +196,12 @@ static struct dma_space *make_space(struct dma *dma, uint32_t pasid, bool privil
     if (space == NULL) {
         return NULL;
     }
-    space_init(dma, space,
-               (struct dma_space_name){
-                   .has_pasid = true, .pasid = pasid, .privileged = privileged });
+    if (space_init(dma, space,
+                   (struct dma_space_name){
+                       .has_pasid = true, .pasid = pasid, .privileged = privileged }) < 0) {
+        free(space);
+        return NULL;
+    }
     space->next = atomic_load(&dma->pasid_spaces);
     atomic_store(&dma->pasid_spaces, space);
     atomic_store(slot, space);

@@ -42,8 +42,11 @@ void channel_destroy(struct channel *ch)
 
 void channel_open(struct channel *ch, struct stream *stream)
 {
+    pthread_mutex_lock(&ch->tx_lock);
     ch->stream = *stream;
     ch->open = true;
+    ch->epoch++;
+    pthread_mutex_unlock(&ch->tx_lock);
 }
 
 void channel_acquire(struct session *s, struct channel *ch)
@@ -151,18 +154,22 @@ static int send_whole(struct session *s, struct channel *ch, struct iovec *iov, 
     return 0;
 }
 
-int channel_send(struct session *s, struct channel *ch, const struct iovec *iov, size_t nr_iov,
-                 const int *fds, size_t nr_fds)
+int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const struct iovec *iov,
+                 size_t nr_iov, const int *fds, size_t nr_fds)
 {
     struct iovec left[MAX_IOV];
-    int err;
+    int err = 0;
 
     if (nr_iov > MAX_IOV) {
         return -EINVAL;
     }
     memcpy(left, iov, nr_iov * sizeof(*iov));
     pthread_mutex_lock(&ch->tx_lock);
-    err = ch->open ? send_whole(s, ch, left, nr_iov, fds, nr_fds) : -ENOTCONN;
+    if (!ch->open || ch->epoch != epoch) {
+        pthread_mutex_unlock(&ch->tx_lock);
+        return -ENOTCONN;
+    }
+    err = send_whole(s, ch, left, nr_iov, fds, nr_fds);
     pthread_mutex_unlock(&ch->tx_lock);
     if (err < 0) {
         log_info(s->log, "cannot send to the client: %s", strerror(-err));
@@ -189,7 +196,7 @@ static void reject_frame(struct session *s, struct channel *ch,
             command_name(hdr->cmd), hdr->msg_id, hdr->msg_size, sizeof(*hdr),
             (size_t)WIRE_MAX_MESSAGE);
     if (!wire_is_reply(hdr) && !(hdr->flags & VFIO_USER_F_NO_REPLY)) {
-        channel_send(s, ch, &iov, 1, NULL, 0);
+        channel_send(s, ch, ch->epoch, &iov, 1, NULL, 0);
     }
 }
 
@@ -215,6 +222,7 @@ void channel_take(struct session *s, struct channel *ch, const struct vfio_user_
 
     memset(req, 0, sizeof(*req));
     req->session = s;
+    req->epoch = ch->epoch;
     req->hdr = *hdr;
     req->payload = (uint8_t *)stream_data(&ch->stream) + sizeof(*hdr);
     req->len = hdr->msg_size - sizeof(*hdr);

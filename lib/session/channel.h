@@ -8,9 +8,12 @@ int channel_init(struct channel *ch, bool commands);
 void channel_destroy(struct channel *ch);
 void channel_open(struct channel *ch, struct stream *stream);
 
-/* Sends one message whole. Any thread, no lock held. Breaks the session when it cannot. */
-int channel_send(struct session *s, struct channel *ch, const struct iovec *iov, size_t nr_iov,
-                 const int *fds, size_t nr_fds);
+/*
+ * Sends one message whole, if the channel is still that of epoch. Any thread, no lock held.
+ * Breaks the session when it cannot.
+ */
+int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const struct iovec *iov,
+                 size_t nr_iov, const int *fds, size_t nr_fds);
 
 /*
  * Takes the reader's role, waiting for it. Lock held; may be dropped meanwhile. The role goes

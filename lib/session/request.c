@@ -86,7 +86,7 @@ void request_finish(struct request *req, int err)
         }
     }
     if (!(req->hdr.flags & VFIO_USER_F_NO_REPLY)) {
-        channel_send(req->session, &req->session->main, iov, nr_iov, req->reply_fds,
+        channel_send(req->session, &req->session->main, req->epoch, iov, nr_iov, req->reply_fds,
                      err < 0 ? 0 : req->nr_reply_fds);
     }
     request_drop(req);

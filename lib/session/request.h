@@ -18,6 +18,7 @@ struct session;
 /* A command of the client, until its reply has left. */
 struct request {
     struct session *session;
+    uint64_t epoch; /* of the connection it came by */
     struct vfio_user_header hdr;
     bool tagged; /* has a PASID prefix */
     uint32_t pasid;

@@ -39,6 +39,7 @@ struct channel {
     struct stream stream;
     pthread_mutex_t tx_lock;
     bool open;
+    uint64_t epoch; /* which connection it is; a reply goes to its own or nowhere */
     bool reading; /* somebody owns the receive side */
     bool polling; /* somebody sleeps in poll() for it; wake_fd ends that */
     bool commands; /* commands arrive here, not only replies */

@@ -212,6 +212,7 @@ static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t f
         .msg_size = sizeof(hdr),
         .flags = flags,
     };
+    struct channel *ch = txn_channel(s);
     struct iovec iov[8] = { { .iov_base = &hdr, .iov_len = sizeof(hdr) } };
 
     if (nr_out > 7) {
@@ -221,7 +222,7 @@ static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t f
         iov[1 + i] = out[i];
         hdr.msg_size += (uint32_t)out[i].iov_len;
     }
-    return channel_send(s, txn_channel(s), iov, 1 + nr_out, NULL, 0);
+    return channel_send(s, ch, ch->epoch, iov, 1 + nr_out, NULL, 0);
 }
 
 int txn_start(struct session *s, struct txn *txn)

@@ -281,6 +281,60 @@ static void test_readers_beside_writer(void **state)
     }
 }
 
+#define CYCLES 150
+#define CYCLE_KEYS 3000
+
+/* Finds key 0, which stays; what else it meets is being torn down or built up. */
+static void *find_zero(void *arg)
+{
+    struct reader *reader = arg;
+    uint64_t random = 88675123, seq, key;
+    struct btree_item item;
+    enum btree_found found;
+
+    while (!atomic_load(reader->stop)) {
+        key = next_random(&random) % CYCLE_KEYS;
+        seq = btree_seq(reader->tree);
+        if ((seq & 1) != 0) {
+            continue;
+        }
+        found = btree_floor(reader->tree, seq, key, &item);
+        if (found != BTREE_TORN && btree_valid(reader->tree, seq) &&
+            (found != BTREE_FOUND || item.key > key || item.value != item.key + 1)) {
+            reader->wrong = true;
+        }
+    }
+    return NULL;
+}
+
+/*
+ * Nodes are freed and come back on other levels while readers are in them: a value of a leaf, which
+ * here is no address, must never be followed as a child.
+ */
+static void test_readers_in_recycled_nodes(void **state)
+{
+    struct fixture *f = *state;
+    atomic_bool stop = false;
+    struct reader reader = { .tree = &f->tree, .stop = &stop };
+    pthread_t thread;
+    uint64_t key;
+    size_t cycle;
+
+    insert(&f->tree, 0, 1);
+    assert_int_equal(pthread_create(&thread, NULL, find_zero, &reader), 0);
+    for (cycle = 0; cycle < CYCLES; cycle++) {
+        for (key = 1; key < CYCLE_KEYS; key++) {
+            insert(&f->tree, key, key + 1);
+        }
+        for (key = 1; key < CYCLE_KEYS; key++) {
+            assert_true(remove_key(&f->tree, key));
+        }
+    }
+    atomic_store(&stop, true);
+    pthread_join(thread, NULL);
+    assert_false(reader.wrong);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -290,6 +344,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_floor_crosses_removed_separator, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_sparse_tree_gives_nodes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_readers_beside_writer, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_readers_in_recycled_nodes, set_up, tear_down),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -138,6 +138,22 @@ static void test_one_mapping_per_file(void **state)
     close(again);
 }
 
+static void test_files_are_told_apart(void **state)
+{
+    struct dma_space *space = space_of(state);
+    int fd = memory_file(4 * PAGE), other = memory_file(4 * PAGE);
+
+    assert_int_equal(map_file(space, 0, PAGE, fd, 0), 0);
+    assert_int_equal(map_file(space, PAGE, PAGE, other, 0), 0);
+    assert_int_equal(map_mode(space, 2 * PAGE, PAGE, fd, PAGE, RW, DMA_MODE_FILE_IO), 0);
+    assert_int_equal(map_mode(space, 3 * PAGE, PAGE, other, PAGE, RW, DMA_MODE_FILE_IO), 0);
+    strcpy(info_at(space, 0)->vaddr, "one");
+    strcpy(info_at(space, PAGE)->vaddr, "two");
+    assert_string_equal(info_at(space, 0)->vaddr, "one");
+    close(fd);
+    close(other);
+}
+
 static void test_file_grows(void **state)
 {
     struct dma_space *space = space_of(state);
@@ -441,6 +457,7 @@ int main(void)
         TEST(test_foreign_faults_are_chained),
         TEST(test_info),
         TEST(test_one_mapping_per_file),
+        TEST(test_files_are_told_apart),
         TEST(test_file_grows),
         TEST(test_end_of_file),
         TEST(test_access_modes),

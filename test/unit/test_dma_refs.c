@@ -407,11 +407,11 @@ static void test_cache_target(void **state)
     assert_false(dma_sg_is_mappable(*state, &sg));
     assert_int_equal(dma_sg_target(*state, &sg, &target), 0);
     assert_int_equal(target.mode, DMA_MODE_MESSAGE);
-    assert_true(target.translated);
+    assert_true(target.space.translated);
     assert_int_equal(target.address, 0x100000 + PAGE + 0x123);
     sg = handle(space, 0x100010);
     assert_int_equal(dma_sg_target(*state, &sg, &target), 0);
-    assert_false(target.translated);
+    assert_false(target.space.translated);
     assert_int_equal(target.address, 0x100010);
     assert_int_equal(unmap(space, 0x100000, PAGE), 1);
     assert_int_equal(dma_sg_target(*state, &sg, &target), -ESTALE);

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "api/api.h"
+#include "device/command.h"
+#include "device/connect.h"
+#include "device/dma_command.h"
+#include "device/migration.h"
+#include "device/pci.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* For one DMA_READ or DMA_WRITE: a virtual machine may be paused, a dead one must not hold us. */
+#define DMA_TIMEOUT_MS 30000
+
+static const struct transport_ops *const transports[VFU_TRANS_MAX] = {
+    [VFU_TRANS_SOCK] = &transport_sock,
+    [VFU_TRANS_PIPE] = &transport_pipe,
+};
+
+static int check_create(vfu_trans_t trans, int flags, vfu_dev_type_t dev_type)
+{
+    if (flags & ~LIBVFIO_USER_FLAG_ATTACH_NB) {
+        return -EINVAL;
+    }
+    if ((unsigned)trans >= VFU_TRANS_MAX || dev_type != VFU_DEV_TYPE_PCI) {
+        return -ENOTSUP;
+    }
+    return 0;
+}
+
+static int set_up(struct vfu_ctx *ctx, const char *path)
+{
+    int err;
+
+    ctx->scratch = malloc(WIRE_MAX_MESSAGE);
+    if (ctx->scratch == NULL) {
+        return -ENOMEM;
+    }
+    err = session_init(&ctx->session, &device_session_ops, ctx, &ctx->log);
+    if (err < 0) {
+        goto free_scratch;
+    }
+    err = ctx->tran.ops->listen(&ctx->tran, path, ctx->nonblocking, &ctx->log);
+    if (err < 0) {
+        goto destroy_session;
+    }
+    regions_init(ctx);
+    irqs_init(&ctx->irqs, &ctx->log);
+    ctx->pci.log = &ctx->log;
+    ctx->pci.ops = &device_pci_ops;
+    ctx->pci.owner = ctx;
+    return 0;
+
+destroy_session:
+    session_destroy(&ctx->session);
+free_scratch:
+    free(ctx->scratch);
+    return err;
+}
+
+vfu_ctx_t *vfu_create_ctx(vfu_trans_t trans, const char *path, int flags, void *pvt,
+                          vfu_dev_type_t dev_type)
+{
+    struct vfu_ctx *ctx;
+    int err = check_create(trans, flags, dev_type);
+
+    if (err < 0) {
+        return api_null(err);
+    }
+    ctx = calloc(1, sizeof(*ctx));
+    if (ctx == NULL) {
+        return api_null(-ENOMEM);
+    }
+    ctx->log = (struct logger){ .ctx = ctx, .level = LOG_ERR };
+    ctx->pvt = pvt;
+    ctx->nonblocking = (flags & LIBVFIO_USER_FLAG_ATTACH_NB) != 0;
+    ctx->tran.ops = transports[trans];
+    ctx->dma_timeout_ms = DMA_TIMEOUT_MS;
+    err = set_up(ctx, path);
+    if (err < 0) {
+        free(ctx);
+        return api_null(err);
+    }
+    return ctx;
+}
+
+void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
+{
+    if (vfu_ctx == NULL) {
+        return;
+    }
+    if (vfu_ctx->quiesce.request != NULL) {
+        request_drop(vfu_ctx->quiesce.request);
+    }
+    dma_command_forget_all(vfu_ctx);
+    if (vfu_ctx->reset != NULL) {
+        vfu_ctx->reset(vfu_ctx, VFU_RESET_LOST_CONN);
+    }
+    msix_destroy(vfu_ctx);
+    irqs_destroy(&vfu_ctx->irqs);
+    session_destroy(&vfu_ctx->session);
+    device_drop_newcomer(vfu_ctx);
+    pci_config_destroy(&vfu_ctx->pci);
+    vfu_ctx->tran.ops->close(&vfu_ctx->tran);
+    migration_destroy(vfu_ctx);
+    dma_destroy(vfu_ctx->dma);
+    regions_destroy(vfu_ctx);
+    free(vfu_ctx->scratch);
+    free(vfu_ctx);
+}
+
+int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
+{
+    int err;
+
+    if (vfu_ctx->realized) {
+        return 0;
+    }
+    err = device_pci_realize(vfu_ctx);
+    if (err == 0) {
+        err = irqs_realize(&vfu_ctx->irqs);
+    }
+    if (err == 0) {
+        err = msix_realize(vfu_ctx);
+    }
+    vfu_ctx->realized = err == 0;
+    return api_result(err);
+}
+
+int vfu_attach_ctx(vfu_ctx_t *vfu_ctx)
+{
+    return api_result(device_attach(vfu_ctx));
+}
+
+int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx)
+{
+    return device_poll_fd(vfu_ctx);
+}
+
+int vfu_run_ctx(vfu_ctx_t *vfu_ctx)
+{
+    return api_result(device_run(vfu_ctx));
+}
+
+int vfu_device_quiesced(vfu_ctx_t *vfu_ctx, int quiesce_errno)
+{
+    return api_result(quiesce_done(vfu_ctx, quiesce_errno));
+}
+
+void *vfu_get_private(vfu_ctx_t *vfu_ctx)
+{
+    return vfu_ctx->pvt;
+}
+
+void vfu_log(vfu_ctx_t *vfu_ctx, int level, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    log_vline(&vfu_ctx->log, level, fmt, ap);
+    va_end(ap);
+}
+
+int vfu_setup_log(vfu_ctx_t *vfu_ctx, vfu_log_fn_t *log, int level)
+{
+    if (level < LOG_EMERG || level > LOG_DEBUG) {
+        return api_result(-EINVAL);
+    }
+    vfu_ctx->log.fn = log;
+    vfu_ctx->log.level = level;
+    return 0;
+}

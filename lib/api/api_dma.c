@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "api/api.h"
+#include "device/dma_message.h"
+
+#include <sys/mman.h>
+
+int(vfu_setup_device_dma)(vfu_ctx_t *vfu_ctx, size_t max_regions,
+                          vfu_dma_register_cb_t *dma_register,
+                          vfu_dma_unregister_cb_t *dma_unregister)
+{
+    const struct dma_config config = { .log = &vfu_ctx->log, .max_regions = max_regions };
+    int err;
+
+    if (vfu_ctx->dma == NULL) {
+        err = dma_create(&config, &vfu_ctx->dma);
+        if (err < 0) {
+            return api_result(err);
+        }
+    }
+    vfu_ctx->dma_register = dma_register;
+    vfu_ctx->dma_unregister = dma_unregister;
+    return 0;
+}
+
+int vfu_setup_device_dma_v0(vfu_ctx_t *vfu_ctx, vfu_dma_register_cb_t *dma_register,
+                            vfu_dma_unregister_cb_t *dma_unregister)
+{
+    return (vfu_setup_device_dma)(vfu_ctx, LIBVFIO_USER_MAX_DMA_REGIONS, dma_register,
+                                  dma_unregister);
+}
+
+size_t dma_sg_size(void)
+{
+    return sizeof(dma_sg_t);
+}
+
+/* Above max_nr_sgs, the number that is needed comes back as -(n) - 1, and errno is 0. */
+int vfu_addr_to_sgl(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, size_t len, dma_sg_t *sgl,
+                    size_t max_nr_sgs, int prot)
+{
+    int n;
+
+    if (vfu_ctx->dma == NULL) {
+        return api_result(-EINVAL);
+    }
+    n = dma_addr_to_sgl(dma_requester_space(vfu_ctx->dma), (uintptr_t)dma_addr, len, sgl,
+                        max_nr_sgs, prot);
+    if (n > 0 && (size_t)n > max_nr_sgs) {
+        errno = 0;
+        return -n - 1;
+    }
+    return api_result(n);
+}
+
+int vfu_sgl_get(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cnt, int flags)
+{
+    if (vfu_ctx->dma == NULL || flags != 0) {
+        return api_result(-EINVAL);
+    }
+    return api_result(dma_sgl_get(vfu_ctx->dma, sgl, iov, cnt));
+}
+
+void vfu_sgl_put(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cnt)
+{
+    (void)iov;
+    if (vfu_ctx->dma != NULL) {
+        dma_sgl_put(vfu_ctx->dma, sgl, cnt);
+    }
+}
+
+void vfu_sgl_mark_dirty(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, size_t cnt)
+{
+    if (vfu_ctx->dma != NULL) {
+        dma_sgl_mark_dirty(vfu_ctx->dma, sgl, cnt);
+    }
+}
+
+bool vfu_sg_is_mappable(vfu_ctx_t *vfu_ctx, dma_sg_t *sg)
+{
+    return vfu_ctx->dma != NULL && dma_sg_is_mappable(vfu_ctx->dma, sg);
+}
+
+/* By message: the reference keeps an unmap waiting until the transfer is done. */
+static int copy_by_message(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, bool to_guest)
+{
+    struct dma_target target;
+    int err = dma_sgl_hold(vfu_ctx->dma, sg, 1);
+
+    if (err < 0) {
+        return err;
+    }
+    err = dma_sg_target(vfu_ctx->dma, sg, &target);
+    if (err == 0) {
+        const struct dma_message_target to = {
+            .space = target.space,
+            .address = target.address,
+        };
+
+        err = dma_message_copy(vfu_ctx, &to, sg->length, data, to_guest);
+    }
+    dma_sgl_release(vfu_ctx->dma, sg, 1);
+    return err;
+}
+
+static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
+                bool to_guest)
+{
+    if (vfu_ctx->dma == NULL || (flags & ~VFU_SGL_DIRECT_ACCESS) != 0) {
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < cnt; i++) {
+        if (to_guest && !sgl[i].writeable) {
+            return -EPERM;
+        }
+    }
+    for (size_t i = 0; i < cnt; i++) {
+        int err = -ENOTSUP;
+
+        if (flags & VFU_SGL_DIRECT_ACCESS) {
+            err = dma_sg_copy(vfu_ctx->dma, &sgl[i], data, to_guest);
+        }
+        if (err == -ENOTSUP) {
+            err = copy_by_message(vfu_ctx, &sgl[i], data, to_guest);
+        }
+        if (err < 0) {
+            return err;
+        }
+        data += sgl[i].length;
+    }
+    return 0;
+}
+
+int(vfu_sgl_read)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)
+{
+    return api_result(copy(vfu_ctx, sg, sg_cnt, data, flags, false));
+}
+
+int(vfu_sgl_write)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)
+{
+    return api_result(copy(vfu_ctx, sg, sg_cnt, data, flags, true));
+}
+
+int vfu_sgl_read_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data)
+{
+    return (vfu_sgl_read)(vfu_ctx, sg, sg_cnt, data, 0);
+}
+
+int vfu_sgl_write_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data)
+{
+    return (vfu_sgl_write)(vfu_ctx, sg, sg_cnt, data, 0);
+}

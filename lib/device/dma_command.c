@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/dma_command.h"
+
+#include "device/ctx.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/param.h>
+
+/* PASIDs come from the client: this many address spaces, and no more. */
+#define MAX_PASID_SPACES 65536
+
+#define UNMAP_FLAGS (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP | VFIO_DMA_UNMAP_FLAG_ALL)
+
+/* The address space that a request names; made when create is set. 0 or -errno. */
+static int find_space(struct vfu_ctx *ctx, const struct request *req, bool create,
+                      struct dma_space **space)
+{
+    bool privileged = (req->pasid_attrs & VFIO_USER_PASID_ATTR_PRIV) != 0;
+
+    if (request_translated(req)) {
+        *space = dma_translated_space(ctx->dma);
+        return 0;
+    }
+    if (!req->tagged) {
+        *space = dma_requester_space(ctx->dma);
+        return 0;
+    }
+    *space = dma_pasid_space(ctx->dma, req->pasid, privileged);
+    if (*space != NULL || !create) {
+        return *space != NULL ? 0 : -ENOENT;
+    }
+    if (dma_nr_pasid_spaces(ctx->dma) >= MAX_PASID_SPACES) {
+        log_err(&ctx->log, "%s id %u: PASID 0x%x would be one address space too many (%u)",
+                command_name(req->hdr.cmd), req->hdr.msg_id, req->pasid, MAX_PASID_SPACES);
+        return -ENOSPC;
+    }
+    return dma_pasid_space_create(ctx->dma, req->pasid, privileged, space);
+}
+
+/* How the memory is to be reached: vfio-user protocol, VFIO_USER_DMA_MAP, flags. */
+static int map_mode(const struct vfio_user_dma_map *map, int fd, enum dma_mode *mode)
+{
+    const uint32_t access = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
+    uint32_t flags = map->flags & ~access;
+
+    if (flags == VFIO_USER_F_DMA_REGION_MMAP && fd != -1) {
+        *mode = DMA_MODE_MMAP;
+    } else if (flags == VFIO_USER_F_DMA_REGION_FILE_IO && fd != -1) {
+        *mode = DMA_MODE_FILE_IO;
+    } else if (flags == 0) {
+        *mode = fd != -1 ? DMA_MODE_MMAP : DMA_MODE_MESSAGE;
+    } else {
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int dma_command_map(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_dma_map map;
+    struct dma_mapping mapping;
+    struct dma_space *space;
+    struct dma_entry *entry;
+    int err;
+
+    if (ctx->dma == NULL) {
+        return 0;
+    }
+    memcpy(&map, req->payload, sizeof(map));
+    mapping.fd = req->nr_fds > 0 ? req->fds[0] : -1;
+    mapping.offset = map.offset;
+    mapping.prot = (map.flags & VFIO_USER_F_DMA_REGION_READ ? PROT_READ : 0) |
+                   (map.flags & VFIO_USER_F_DMA_REGION_WRITE ? PROT_WRITE : 0);
+    if (map_mode(&map, mapping.fd, &mapping.mode) < 0) {
+        log_err(&ctx->log, "DMA_MAP id %u: flags 0x%x %s", req->hdr.msg_id, map.flags,
+                mapping.fd == -1 ? "without a file descriptor" : "are unknown or contradictory");
+        return -EINVAL;
+    }
+    if (!range_make(map.addr, map.size, &mapping.iova)) {
+        log_err(&ctx->log, "DMA_MAP id %u: address 0x%llx, size 0x%llx is empty or wraps",
+                req->hdr.msg_id, (unsigned long long)map.addr, (unsigned long long)map.size);
+        return -EINVAL;
+    }
+    err = find_space(ctx, req, true, &space);
+    if (err == 0) {
+        err = dma_map(space, &mapping, &entry);
+    }
+    if (err < 0) {
+        log_err(&ctx->log, "DMA_MAP id %u: [0x%llx, 0x%llx] refused: %s", req->hdr.msg_id,
+                (unsigned long long)mapping.iova.first, (unsigned long long)mapping.iova.last,
+                strerror(-err));
+        return err;
+    }
+    if (ctx->dma_register != NULL) {
+        ctx->dma_register(ctx, dma_region_info(entry));
+    }
+    return 0;
+}
+
+static void tell_device(struct dma_entry *region, void *arg)
+{
+    struct vfu_ctx *ctx = arg;
+
+    if (ctx->dma_unregister != NULL) {
+        ctx->dma_unregister(ctx, dma_region_info(region));
+    }
+}
+
+/* An unmap whose reply waits until nobody uses the memory any more. */
+struct unmap {
+    struct dma_drain drain; /* first: done() gets it */
+    struct request *req;
+    uint8_t reply[];
+};
+
+static void unmap_drained(struct dma_drain *drain)
+{
+    struct unmap *unmap = (struct unmap *)drain;
+
+    request_finish(unmap->req, 0);
+    free(unmap);
+}
+
+static int check_unmap(struct vfu_ctx *ctx, const struct request *req,
+                       const struct vfio_user_dma_unmap *unmap,
+                       const struct vfio_user_bitmap *bitmap)
+{
+    bool all = unmap->flags == VFIO_DMA_UNMAP_FLAG_ALL;
+    bool dirty = unmap->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+    const char *fault = NULL;
+
+    if (unmap->flags != 0 && !all && !dirty) {
+        fault = "unknown or contradictory flags";
+    } else if (all && (unmap->addr != 0 || unmap->size != 0)) {
+        fault = "with ALL, address and size must be 0";
+    } else if (unmap->argsz > WIRE_MAX_DATA_XFER) {
+        fault = "argsz is beyond the largest transfer";
+    } else if (dirty && (req->len < sizeof(*unmap) + sizeof(*bitmap) ||
+                         bitmap->size > WIRE_MAX_DATA_XFER ||
+                         unmap->argsz < sizeof(*unmap) + sizeof(*bitmap) + bitmap->size)) {
+        fault = "no room for the dirty bitmap";
+    }
+    if (fault == NULL) {
+        return 0;
+    }
+    log_err(&ctx->log, "DMA_UNMAP id %u: flags 0x%x, argsz %u, address 0x%llx, size 0x%llx: %s",
+            req->hdr.msg_id, unmap->flags, unmap->argsz, (unsigned long long)unmap->addr,
+            (unsigned long long)unmap->size, fault);
+    return -EINVAL;
+}
+
+static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_space *space,
+                       const struct vfio_user_dma_unmap *in, const struct vfio_user_bitmap *bitmap,
+                       uint8_t *bits, struct dma_drain *drain)
+{
+    struct range range;
+    int err = 0;
+
+    if (in->flags == VFIO_DMA_UNMAP_FLAG_ALL) {
+        return dma_unmap_all(space, tell_device, ctx, drain);
+    }
+    if (!range_make(in->addr, in->size, &range)) {
+        log_err(&ctx->log, "DMA_UNMAP id %u: address 0x%llx, size 0x%llx is empty or wraps",
+                req->hdr.msg_id, (unsigned long long)in->addr, (unsigned long long)in->size);
+        return -ENOENT;
+    }
+    if (in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP) {
+        err = dma_dirty_report(space, range, bitmap->pgsize, bits, bitmap->size);
+    }
+    return err < 0 ? err : dma_unmap(space, range, tell_device, ctx, drain);
+}
+
+/* The reply echoes the request, with the bitmap behind it when that was asked for. */
+static struct unmap *new_unmap(struct request *req, const struct vfio_user_dma_unmap *in,
+                               const struct vfio_user_bitmap *bitmap)
+{
+    bool dirty = in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+    size_t len = sizeof(*in) + (dirty ? sizeof(*bitmap) + bitmap->size : 0);
+    struct unmap *unmap = calloc(1, sizeof(*unmap) + len);
+
+    if (unmap == NULL) {
+        return NULL;
+    }
+    unmap->req = request_detach(req);
+    if (unmap->req == NULL) {
+        free(unmap);
+        return NULL;
+    }
+    dma_drain_init(&unmap->drain, unmap_drained);
+    memcpy(unmap->reply, in, sizeof(*in));
+    if (dirty) {
+        memcpy(unmap->reply + sizeof(*in), bitmap, sizeof(*bitmap));
+    }
+    request_reply_with(unmap->req, unmap->reply, len);
+    return unmap;
+}
+
+int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_dma_unmap in;
+    struct vfio_user_bitmap bitmap = { 0 };
+    struct dma_space *space;
+    struct unmap *unmap;
+    int err;
+
+    memcpy(&in, req->payload, sizeof(in));
+    if (req->len >= sizeof(in) + sizeof(bitmap)) {
+        memcpy(&bitmap, req->payload + sizeof(in), sizeof(bitmap));
+    }
+    err = check_unmap(ctx, req, &in, &bitmap);
+    if (err < 0 || ctx->dma == NULL) {
+        return err;
+    }
+    err = find_space(ctx, req, false, &space);
+    if (err < 0 && in.flags != VFIO_DMA_UNMAP_FLAG_ALL) {
+        return err;
+    }
+    unmap = new_unmap(req, &in, &bitmap);
+    if (unmap == NULL) {
+        return -ENOMEM;
+    }
+    if (err == 0) {
+        err = unmap_range(ctx, unmap->req, space, &in, &bitmap,
+                          unmap->reply + sizeof(in) + sizeof(bitmap),
+                          ctx->dma_unmap_waits ? &unmap->drain : NULL);
+        if (err < 0) {
+            request_finish(unmap->req, err);
+            free(unmap);
+            return REQUEST_DEFERRED;
+        }
+    }
+    if (dma_drain_arm(&unmap->drain)) {
+        unmap_drained(&unmap->drain);
+    }
+    return REQUEST_DEFERRED;
+}
+
+static void forget_space(struct dma_space *space, void *arg)
+{
+    dma_unmap_all(space, tell_device, arg, NULL);
+}
+
+void dma_command_forget_all(struct vfu_ctx *ctx)
+{
+    if (ctx->dma != NULL) {
+        dma_for_each_space(ctx->dma, forget_space, ctx);
+    }
+}

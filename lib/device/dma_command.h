@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_DEVICE_DMA_COMMAND_H
+#define VFU_DEVICE_DMA_COMMAND_H
+
+struct request;
+struct vfu_ctx;
+
+/* The commands by which the client gives memory and takes it back. */
+int dma_command_map(struct vfu_ctx *ctx, struct request *req);
+int dma_command_unmap(struct vfu_ctx *ctx, struct request *req);
+
+/* Removes every region of every address space, telling the device of each. */
+void dma_command_forget_all(struct vfu_ctx *ctx);
+
+#endif /* VFU_DEVICE_DMA_COMMAND_H */

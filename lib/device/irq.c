@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/irq.h"
+
+#include <errno.h>
+#include <linux/vfio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/param.h>
+#include <unistd.h>
+
+#define ACTIONS VFIO_IRQ_SET_ACTION_TYPE_MASK
+#define DATA_TYPES VFIO_IRQ_SET_DATA_TYPE_MASK
+
+void irqs_init(struct irqs *irqs, const struct logger *log)
+{
+    memset(irqs, 0, sizeof(*irqs));
+    irqs->log = log;
+    irqs->counts[VFU_DEV_ERR_IRQ] = 1;
+    irqs->counts[VFU_DEV_REQ_IRQ] = 1;
+    for (int i = 0; i < IRQ_LOCKS; i++) {
+        pthread_mutex_init(&irqs->locks[i], NULL);
+    }
+}
+
+void irqs_destroy(struct irqs *irqs)
+{
+    irqs_close_all(irqs);
+    free(irqs->vectors);
+    for (int i = 0; i < IRQ_LOCKS; i++) {
+        pthread_mutex_destroy(&irqs->locks[i]);
+    }
+}
+
+int irqs_set_count(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t count)
+{
+    if ((unsigned)type >= VFU_DEV_NUM_IRQS) {
+        return -EINVAL;
+    }
+    irqs->counts[type] = count;
+    return 0;
+}
+
+static uint32_t nr_vectors(const struct irqs *irqs)
+{
+    return irqs->nr_shared + irqs->counts[VFU_DEV_ERR_IRQ] + irqs->counts[VFU_DEV_REQ_IRQ];
+}
+
+int irqs_realize(struct irqs *irqs)
+{
+    const uint32_t *counts = irqs->counts;
+
+    irqs->nr_shared = MAX(counts[VFU_DEV_INTX_IRQ],
+                          MAX(counts[VFU_DEV_MSI_IRQ], counts[VFU_DEV_MSIX_IRQ]));
+    irqs->vectors = calloc(nr_vectors(irqs), sizeof(*irqs->vectors));
+    if (irqs->vectors == NULL) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < nr_vectors(irqs); i++) {
+        irqs->vectors[i].fd = -1;
+    }
+    return 0;
+}
+
+static pthread_mutex_t *lock_of(struct irqs *irqs, uint32_t index)
+{
+    return &irqs->locks[index % IRQ_LOCKS];
+}
+
+/* Where the vectors of a type begin in the table. */
+static uint32_t base_of(const struct irqs *irqs, uint32_t type)
+{
+    switch (type) {
+    case VFU_DEV_ERR_IRQ:
+        return irqs->nr_shared;
+    case VFU_DEV_REQ_IRQ:
+        return irqs->nr_shared + irqs->counts[VFU_DEV_ERR_IRQ];
+    default:
+        return 0;
+    }
+}
+
+/* Lock held. */
+static bool is_masked(const struct irqs *irqs, uint32_t index)
+{
+    bool msix = index < irqs->nr_shared && irqs->armed == VFU_DEV_MSIX_IRQ;
+
+    return irqs->vectors[index].masked ||
+           (msix && atomic_load_explicit(&irqs->function_masked, memory_order_acquire));
+}
+
+static int signal_fd(int fd)
+{
+    const uint64_t one = 1;
+
+    return write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one) ? 0 : -errno;
+}
+
+static int trigger(struct irqs *irqs, uint32_t index)
+{
+    struct irq_vector *v = &irqs->vectors[index];
+    int err = 0;
+
+    pthread_mutex_lock(lock_of(irqs, index));
+    if (v->fd == -1) {
+        err = -ENOENT;
+    } else if (is_masked(irqs, index)) {
+        v->pending = true;
+    } else {
+        err = signal_fd(v->fd);
+    }
+    pthread_mutex_unlock(lock_of(irqs, index));
+    return err;
+}
+
+int irq_trigger(struct irqs *irqs, uint32_t subindex)
+{
+    if (irqs->vectors == NULL || subindex >= irqs->nr_shared) {
+        log_err(irqs->log, "irq: no vector %u, the device has %u", subindex, irqs->nr_shared);
+        return -EINVAL;
+    }
+    return trigger(irqs, subindex);
+}
+
+int irq_trigger_type(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t subindex)
+{
+    if (irqs->vectors == NULL || (unsigned)type >= VFU_DEV_NUM_IRQS ||
+        subindex >= irqs->counts[type]) {
+        log_err(irqs->log, "irq: no vector %u of type %u", subindex, type);
+        return -EINVAL;
+    }
+    return trigger(irqs, base_of(irqs, type) + subindex);
+}
+
+/* Masks */
+
+/* What was held back goes out now, if nothing holds it any more. Lock held. */
+static void deliver_pending(struct irqs *irqs, uint32_t index)
+{
+    struct irq_vector *v = &irqs->vectors[index];
+
+    if (!v->pending || is_masked(irqs, index)) {
+        return;
+    }
+    v->pending = false;
+    if (v->fd != -1 && signal_fd(v->fd) < 0) {
+        log_err(irqs->log, "irq: cannot deliver pending vector %u: %s", index, strerror(errno));
+    }
+}
+
+static void set_mask(struct irqs *irqs, uint32_t index, bool masked)
+{
+    pthread_mutex_lock(lock_of(irqs, index));
+    irqs->vectors[index].masked = masked;
+    deliver_pending(irqs, index);
+    pthread_mutex_unlock(lock_of(irqs, index));
+}
+
+void irq_mask_vector(struct irqs *irqs, uint32_t vector, bool masked)
+{
+    if (irqs->vectors != NULL && vector < irqs->nr_shared) {
+        set_mask(irqs, vector, masked);
+    }
+}
+
+void irq_mask_function(struct irqs *irqs, bool masked)
+{
+    atomic_store_explicit(&irqs->function_masked, masked, memory_order_release);
+    for (uint32_t i = 0; irqs->vectors != NULL && !masked && i < irqs->nr_shared; i++) {
+        pthread_mutex_lock(lock_of(irqs, i));
+        deliver_pending(irqs, i);
+        pthread_mutex_unlock(lock_of(irqs, i));
+    }
+}
+
+bool irq_vector_masked(struct irqs *irqs, uint32_t vector)
+{
+    bool masked = false;
+
+    if (irqs->vectors != NULL && vector < irqs->nr_shared) {
+        pthread_mutex_lock(lock_of(irqs, vector));
+        masked = irqs->vectors[vector].masked;
+        pthread_mutex_unlock(lock_of(irqs, vector));
+    }
+    return masked;
+}
+
+bool irq_vector_pending(struct irqs *irqs, uint32_t vector)
+{
+    bool pending = false;
+
+    if (irqs->vectors != NULL && vector < irqs->nr_shared) {
+        pthread_mutex_lock(lock_of(irqs, vector));
+        pending = irqs->vectors[vector].pending;
+        pthread_mutex_unlock(lock_of(irqs, vector));
+    }
+    return pending;
+}
+
+/* DEVICE_SET_IRQS */
+
+static bool one_bit(uint32_t bits)
+{
+    return bits != 0 && powerof2(bits);
+}
+
+static const char *set_fault(const struct irqs *irqs, const struct vfio_irq_set *set, size_t len,
+                             size_t nr_fds)
+{
+    uint32_t action = set->flags & ACTIONS, data = set->flags & DATA_TYPES;
+    uint64_t end = (uint64_t)set->start + set->count;
+
+    if (set->index >= VFU_DEV_NUM_IRQS) {
+        return "no such type of interrupt";
+    }
+    if ((set->flags & ~(uint32_t)(ACTIONS | DATA_TYPES)) != 0 || !one_bit(action) ||
+        !one_bit(data)) {
+        return "flags must name one action and one type of data";
+    }
+    if (data == VFIO_IRQ_SET_DATA_BOOL && len != sizeof(*set) + (uint64_t)set->count) {
+        return "the payload does not hold one byte per interrupt";
+    }
+    if ((set->count > 0 || action != VFIO_IRQ_SET_ACTION_TRIGGER ||
+         data != VFIO_IRQ_SET_DATA_NONE || set->start != 0) &&
+        (set->start >= irqs->counts[set->index] || end > irqs->counts[set->index])) {
+        return "start and count are beyond the device's interrupts";
+    }
+    if ((set->index == VFU_DEV_ERR_IRQ || set->index == VFU_DEV_REQ_IRQ) &&
+        (action != VFIO_IRQ_SET_ACTION_TRIGGER || set->count > 1)) {
+        return "ERR and REQ can only be triggered";
+    }
+    if (set->count == 0 && (set->start != 0 || action != VFIO_IRQ_SET_ACTION_TRIGGER ||
+                            data != VFIO_IRQ_SET_DATA_NONE)) {
+        return "a count of 0 means disable, with TRIGGER, no data and start 0 alone";
+    }
+    if (nr_fds > 0 && data != VFIO_IRQ_SET_DATA_EVENTFD) {
+        return "file descriptors without data type EVENTFD";
+    }
+    if (nr_fds > 0 && nr_fds != set->count) {
+        return "the number of file descriptors is not count";
+    }
+    return irqs->vectors == NULL ? "the device is not realized" : NULL;
+}
+
+int irqs_check(const struct irqs *irqs, const struct vfio_irq_set *set, size_t len, size_t nr_fds)
+{
+    const char *fault = set_fault(irqs, set, len, nr_fds);
+
+    if (fault == NULL) {
+        return 0;
+    }
+    log_err(irqs->log, "SET_IRQS: index %u, flags 0x%x, start %u, count %u, %zu descriptors: %s",
+            set->index, set->flags, set->start, set->count, nr_fds, fault);
+    return -EINVAL;
+}
+
+/* fd is taken over; -1 takes the eventfd away. */
+static void set_fd(struct irqs *irqs, uint32_t index, int fd)
+{
+    struct irq_vector *v = &irqs->vectors[index];
+    int old;
+
+    pthread_mutex_lock(lock_of(irqs, index));
+    old = v->fd;
+    v->fd = fd;
+    if (fd == -1) {
+        v->pending = false;
+        v->masked = false;
+    }
+    pthread_mutex_unlock(lock_of(irqs, index));
+    if (old != -1) {
+        close(old);
+    }
+}
+
+void irqs_close_all(struct irqs *irqs)
+{
+    for (uint32_t i = 0; irqs->vectors != NULL && i < nr_vectors(irqs); i++) {
+        set_fd(irqs, i, -1);
+    }
+}
+
+/* TRIGGER with data: the client asks for interrupts to be simulated. Unset ones are passed over. */
+static int simulate(struct irqs *irqs, uint32_t index)
+{
+    int err = trigger(irqs, index);
+
+    return err == -ENOENT ? 0 : err;
+}
+
+static int apply_one(struct irqs *irqs, const struct vfio_irq_set *set, uint32_t i,
+                     const uint8_t *data, int *fds, size_t nr_fds)
+{
+    uint32_t index = base_of(irqs, set->index) + set->start + i;
+
+    if (set->flags & VFIO_IRQ_SET_ACTION_MASK) {
+        set_mask(irqs, index, true);
+    } else if (set->flags & VFIO_IRQ_SET_ACTION_UNMASK) {
+        set_mask(irqs, index, false);
+    } else if (set->flags & VFIO_IRQ_SET_DATA_EVENTFD) {
+        set_fd(irqs, index, nr_fds > 0 ? fds[i] : -1);
+        if (nr_fds > 0) {
+            fds[i] = -1;
+        }
+    } else if ((set->flags & VFIO_IRQ_SET_DATA_NONE) || data[i] == 1) {
+        return simulate(irqs, index);
+    }
+    return 0;
+}
+
+int irqs_apply(struct irqs *irqs, const struct vfio_irq_set *set, const uint8_t *data, int *fds,
+               size_t nr_fds)
+{
+    uint32_t base = base_of(irqs, set->index);
+
+    if (nr_fds > 0 && base == 0) {
+        irqs->armed = (enum vfu_dev_irq_type)set->index;
+    }
+    for (uint32_t i = 0; set->count == 0 && i < irqs->counts[set->index]; i++) {
+        set_fd(irqs, base + i, -1);
+    }
+    for (uint32_t i = 0; i < set->count; i++) {
+        int err = apply_one(irqs, set, i, data, fds, nr_fds);
+
+        if (err < 0) {
+            return err;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The VFIO migration protocol, version 2: <linux/vfio.h>, enum vfio_device_mig_state. */
+#include "device/migration.h"
+
+#include "device/ctx.h"
+#include "util/range.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct migration {
+    vfu_migration_callbacks_t callbacks;
+    uint32_t state;
+};
+
+/* What the device calls the states; -1 for those that are not supported. */
+static const int device_state[VFIO_USER_DEVICE_NUM_STATES] = {
+    [VFIO_USER_DEVICE_STATE_ERROR] = -1,
+    [VFIO_USER_DEVICE_STATE_STOP] = VFU_MIGR_STATE_STOP,
+    [VFIO_USER_DEVICE_STATE_RUNNING] = VFU_MIGR_STATE_RUNNING,
+    [VFIO_USER_DEVICE_STATE_STOP_COPY] = VFU_MIGR_STATE_STOP_AND_COPY,
+    [VFIO_USER_DEVICE_STATE_RESUMING] = VFU_MIGR_STATE_RESUME,
+    [VFIO_USER_DEVICE_STATE_RUNNING_P2P] = -1,
+    [VFIO_USER_DEVICE_STATE_PRE_COPY] = VFU_MIGR_STATE_PRE_COPY,
+    [VFIO_USER_DEVICE_STATE_PRE_COPY_P2P] = -1,
+};
+
+#define S(name) VFIO_USER_DEVICE_STATE_##name
+
+/* The next state on the way from one to another; 0 (ERROR) where there is no way. */
+static const uint8_t next_hop[VFIO_USER_DEVICE_NUM_STATES][VFIO_USER_DEVICE_NUM_STATES] = {
+    [S(STOP)] = {
+        [S(STOP)] = S(STOP),
+        [S(RUNNING)] = S(RUNNING),
+        [S(STOP_COPY)] = S(STOP_COPY),
+        [S(RESUMING)] = S(RESUMING),
+        [S(PRE_COPY)] = S(RUNNING),
+    },
+    [S(RUNNING)] = {
+        [S(STOP)] = S(STOP),
+        [S(RUNNING)] = S(RUNNING),
+        [S(STOP_COPY)] = S(STOP),
+        [S(RESUMING)] = S(STOP),
+        [S(PRE_COPY)] = S(PRE_COPY),
+    },
+    [S(STOP_COPY)] = {
+        [S(STOP)] = S(STOP),
+        [S(RUNNING)] = S(STOP),
+        [S(STOP_COPY)] = S(STOP_COPY),
+        [S(RESUMING)] = S(STOP),
+    },
+    [S(RESUMING)] = {
+        [S(STOP)] = S(STOP),
+        [S(RUNNING)] = S(STOP),
+        [S(STOP_COPY)] = S(STOP),
+        [S(RESUMING)] = S(RESUMING),
+        [S(PRE_COPY)] = S(STOP),
+    },
+    [S(PRE_COPY)] = {
+        [S(STOP)] = S(RUNNING),
+        [S(RUNNING)] = S(RUNNING),
+        [S(STOP_COPY)] = S(STOP_COPY),
+        [S(RESUMING)] = S(RUNNING),
+        [S(PRE_COPY)] = S(PRE_COPY),
+    },
+};
+
+int migration_setup(struct vfu_ctx *ctx, const vfu_migration_callbacks_t *callbacks)
+{
+    if (callbacks->version != VFU_MIGR_CALLBACKS_VERS) {
+        log_err(&ctx->log, "migration callbacks have version %d, must be %d", callbacks->version,
+                VFU_MIGR_CALLBACKS_VERS);
+        return -EINVAL;
+    }
+    if (callbacks->transition == NULL || callbacks->read_data == NULL ||
+        callbacks->write_data == NULL) {
+        log_err(&ctx->log, "migration needs all of transition, read_data and write_data");
+        return -EINVAL;
+    }
+    if (ctx->migration == NULL) {
+        ctx->migration = calloc(1, sizeof(*ctx->migration));
+        if (ctx->migration == NULL) {
+            return -ENOMEM;
+        }
+        ctx->migration->state = VFIO_USER_DEVICE_STATE_RUNNING;
+    }
+    ctx->migration->callbacks = *callbacks;
+    return 0;
+}
+
+void migration_destroy(struct vfu_ctx *ctx)
+{
+    free(ctx->migration);
+    ctx->migration = NULL;
+}
+
+static bool in_state(const struct vfu_ctx *ctx, uint32_t state)
+{
+    return ctx->migration != NULL && ctx->migration->state == state;
+}
+
+bool migration_stop_and_copy(const struct vfu_ctx *ctx)
+{
+    return in_state(ctx, VFIO_USER_DEVICE_STATE_STOP_COPY);
+}
+
+bool migration_stopped(const struct vfu_ctx *ctx)
+{
+    return in_state(ctx, VFIO_USER_DEVICE_STATE_STOP) || migration_stop_and_copy(ctx);
+}
+
+uint32_t migration_state(const struct vfu_ctx *ctx)
+{
+    return ctx->migration->state;
+}
+
+/* A failing hop ends the walk in the state that was reached. */
+int migration_set_state(struct vfu_ctx *ctx, uint32_t target)
+{
+    struct migration *migration = ctx->migration;
+
+    if (target >= VFIO_USER_DEVICE_NUM_STATES || device_state[target] < 0 ||
+        next_hop[migration->state][target] == VFIO_USER_DEVICE_STATE_ERROR) {
+        log_err(&ctx->log, "migration: no way from state %u to state %u", migration->state,
+                target);
+        return -EINVAL;
+    }
+    while (migration->state != target) {
+        uint32_t next = next_hop[migration->state][target];
+
+        errno = 0;
+        if (migration->callbacks.transition(ctx, (vfu_migr_state_t)device_state[next]) != 0) {
+            int err = errno != 0 ? errno : EIO;
+
+            log_err(&ctx->log, "migration: the device failed to go from state %u to %u: %s",
+                    migration->state, next, strerror(err));
+            return -err;
+        }
+        log_debug(&ctx->log, "migration: state %u -> %u", migration->state, next);
+        migration->state = next;
+    }
+    return 0;
+}
+
+/* Both data commands: enabled, in a state that has data to move, sizes within what was agreed. */
+static int check_data(struct vfu_ctx *ctx, const struct request *req, bool right_state,
+                      struct vfio_user_mig_data *data)
+{
+    memcpy(data, req->payload, sizeof(*data));
+    if (!right_state) {
+        log_err(&ctx->log, "%s id %u: not in this migration state", command_name(req->hdr.cmd),
+                req->hdr.msg_id);
+        return -EINVAL;
+    }
+    if (data->size > ctx->agreed.max_data_xfer_size || data->size > WIRE_MAX_DATA_XFER ||
+        data->argsz < sizeof(*data) + (uint64_t)data->size) {
+        log_err(&ctx->log, "%s id %u: size %u, argsz %u", command_name(req->hdr.cmd),
+                req->hdr.msg_id, data->size, data->argsz);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int migration_command_read(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_mig_data *reply = ctx->scratch, in;
+    bool copying = in_state(ctx, VFIO_USER_DEVICE_STATE_PRE_COPY) || migration_stop_and_copy(ctx);
+    ssize_t n;
+    int err = check_data(ctx, req, copying, &in);
+
+    if (err < 0) {
+        return err;
+    }
+    memset(reply, 0, sizeof(*reply) + in.size);
+    errno = 0;
+    n = ctx->migration->callbacks.read_data(ctx, reply->data, in.size);
+    if (n < 0) {
+        return errno != 0 ? -errno : -EIO;
+    }
+    if ((size_t)n > in.size) {
+        log_err(&ctx->log, "migration: the device gave %zd bytes where %u were asked", n, in.size);
+        return -EINVAL;
+    }
+    reply->size = (uint32_t)n;
+    reply->argsz = (uint32_t)(sizeof(*reply) + (size_t)n);
+    request_reply_with(req, reply, sizeof(*reply) + in.size);
+    return 0;
+}
+
+int migration_command_write(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_mig_data in;
+    ssize_t n;
+    int err = check_data(ctx, req, in_state(ctx, VFIO_USER_DEVICE_STATE_RESUMING), &in);
+
+    if (err < 0) {
+        return err;
+    }
+    if (req->len < sizeof(in) + (uint64_t)in.size) {
+        log_err(&ctx->log, "MIG_DATA_WRITE id %u: payload of %zu bytes for size %u",
+                req->hdr.msg_id, req->len, in.size);
+        return -EINVAL;
+    }
+    errno = 0;
+    n = ctx->migration->callbacks.write_data(ctx, req->payload + sizeof(in), in.size);
+    if (n < 0) {
+        return errno != 0 ? -errno : -EIO;
+    }
+    return (size_t)n == in.size ? 0 : -EINVAL;
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_DEVICE_MIGRATION_H
+#define VFU_DEVICE_MIGRATION_H
+
+#include "libvfio-user.h"
+
+#include <stdbool.h>
+
+struct request;
+struct vfu_ctx;
+
+/* Enables migration, or replaces the callbacks: 0, -EINVAL or -ENOMEM. */
+int migration_setup(struct vfu_ctx *ctx, const vfu_migration_callbacks_t *callbacks);
+void migration_destroy(struct vfu_ctx *ctx);
+
+/* In STOP or STOP_COPY: only few commands are served. False without migration. */
+bool migration_stopped(const struct vfu_ctx *ctx);
+/* In STOP_COPY: regions are out of reach too. */
+bool migration_stop_and_copy(const struct vfu_ctx *ctx);
+
+/* The current state (enum vfio_user_device_mig_state), and the walk to another: 0 or -errno. */
+uint32_t migration_state(const struct vfu_ctx *ctx);
+int migration_set_state(struct vfu_ctx *ctx, uint32_t target);
+
+int migration_command_read(struct vfu_ctx *ctx, struct request *req);
+int migration_command_write(struct vfu_ctx *ctx, struct request *req);
+
+#endif /* VFU_DEVICE_MIGRATION_H */

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/msix.h"
+
+#include "device/ctx.h"
+#include "util/range.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONTROL_BYTE PCI_MSIX_ENTRY_VECTOR_CTRL
+#define CONTROL_MASKED PCI_MSIX_ENTRY_CTRL_MASKBIT
+
+int msix_realize(struct vfu_ctx *ctx)
+{
+    struct msix *msix = &ctx->msix;
+    ssize_t pos = pci_config_find_capability(&ctx->pci, false, 0, PCI_CAP_ID_MSIX);
+    const struct msixcap *cap;
+
+    if (pos < 0) {
+        return 0;
+    }
+    cap = (const struct msixcap *)((const uint8_t *)ctx->pci.space + pos);
+    msix->vectors = cap->mxc.ts + 1u;
+    msix->table_bar = cap->mtab.tbir;
+    msix->table_offset = (uint64_t)cap->mtab.to << 3;
+    msix->pba_bar = cap->mpba.pbir;
+    msix->pba_offset = (uint64_t)cap->mpba.pbao << 3;
+    if (msix->table_bar >= PCI_BARS_NR || ctx->regions[msix->table_bar].access != NULL ||
+        ctx->regions[msix->table_bar].size == 0) {
+        return 0;
+    }
+    msix->table = calloc(msix->vectors, PCI_MSIX_ENTRY_SIZE);
+    if (msix->table == NULL) {
+        return -ENOMEM;
+    }
+    msix_reset(ctx);
+    return 0;
+}
+
+void msix_destroy(struct vfu_ctx *ctx)
+{
+    free(ctx->msix.table);
+    ctx->msix.table = NULL;
+}
+
+void msix_reset(struct vfu_ctx *ctx)
+{
+    struct msix *msix = &ctx->msix;
+
+    for (uint32_t i = 0; msix->table != NULL && i < msix->vectors; i++) {
+        uint8_t *entry = msix->table + (size_t)i * PCI_MSIX_ENTRY_SIZE;
+
+        memset(entry, 0, PCI_MSIX_ENTRY_SIZE);
+        entry[CONTROL_BYTE] = CONTROL_MASKED;
+    }
+}
+
+static void write_table(struct vfu_ctx *ctx, const char *buf, size_t count, uint64_t offset)
+{
+    struct msix *msix = &ctx->msix;
+    uint64_t last = (offset + count - 1) / PCI_MSIX_ENTRY_SIZE;
+
+    memcpy(msix->table + offset, buf, count);
+    for (uint64_t i = offset / PCI_MSIX_ENTRY_SIZE; i <= last; i++) {
+        uint8_t control = msix->table[i * PCI_MSIX_ENTRY_SIZE + CONTROL_BYTE];
+
+        irq_mask_vector(&ctx->irqs, (uint32_t)i, control & CONTROL_MASKED);
+    }
+}
+
+static void read_pba(struct vfu_ctx *ctx, char *buf, size_t count, uint64_t offset)
+{
+    for (size_t i = 0; i < count; i++) {
+        buf[i] = 0;
+        for (uint32_t bit = 0; bit < 8; bit++) {
+            if (irq_vector_pending(&ctx->irqs, (uint32_t)((offset + i) * 8 + bit))) {
+                buf[i] = (char)(buf[i] | (1 << bit));
+            }
+        }
+    }
+}
+
+ssize_t msix_access(struct vfu_ctx *ctx, uint32_t bar, char *buf, size_t count, uint64_t offset,
+                    bool is_write)
+{
+    const struct msix *msix = &ctx->msix;
+    uint64_t table_size = (uint64_t)msix->vectors * PCI_MSIX_ENTRY_SIZE;
+    uint64_t pba_size = ((uint64_t)msix->vectors + 63) / 64 * 8;
+
+    if (msix->table == NULL) {
+        return -EINVAL;
+    }
+    if (bar == msix->table_bar && offset >= msix->table_offset &&
+        extent_within(offset - msix->table_offset, count, table_size)) {
+        if (is_write) {
+            write_table(ctx, buf, count, offset - msix->table_offset);
+        } else {
+            memcpy(buf, msix->table + (offset - msix->table_offset), count);
+        }
+        return (ssize_t)count;
+    }
+    if (bar == msix->pba_bar && offset >= msix->pba_offset &&
+        extent_within(offset - msix->pba_offset, count, pba_size)) {
+        if (!is_write) {
+            read_pba(ctx, buf, count, offset - msix->pba_offset);
+        }
+        return (ssize_t)count;
+    }
+    return -EINVAL;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_DEVICE_MSIX_H
+#define VFU_DEVICE_MSIX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct vfu_ctx;
+
+/*
+ * The MSI-X table and pending bit array (PCI 6.8.2), for devices that leave the BAR they are in
+ * without a callback.
+ */
+struct msix {
+    uint8_t *table; /* NULL: the device has no MSI-X, or serves the table itself */
+    uint32_t vectors;
+    uint32_t table_bar, pba_bar;
+    uint64_t table_offset, pba_offset;
+};
+
+/* Reads the MSI-X capability, once the device is set up. 0 or -ENOMEM. */
+int msix_realize(struct vfu_ctx *ctx);
+void msix_destroy(struct vfu_ctx *ctx);
+/* Every vector masked, as after a reset. */
+void msix_reset(struct vfu_ctx *ctx);
+
+/* Access to a BAR without a callback: count, or -EINVAL where neither table nor array is. */
+ssize_t msix_access(struct vfu_ctx *ctx, uint32_t bar, char *buf, size_t count, uint64_t offset,
+                    bool is_write);
+
+#endif /* VFU_DEVICE_MSIX_H */

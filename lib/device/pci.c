@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/pci.h"
+
+#include "device/ctx.h"
+#include "device/reset.h"
+
+static const struct region *config_region(const struct vfu_ctx *ctx)
+{
+    return &ctx->regions[VFU_PCI_DEV_CFG_REGION_IDX];
+}
+
+static ssize_t device_access(void *owner, char *buf, size_t count, uint64_t offset, bool is_write)
+{
+    struct vfu_ctx *ctx = owner;
+
+    return region_call_device(ctx, config_region(ctx), buf, count, offset, is_write);
+}
+
+static bool has_device_access(void *owner)
+{
+    return config_region(owner)->access != NULL;
+}
+
+static int reset(void *owner)
+{
+    return reset_function(owner);
+}
+
+static void msix_changed(void *owner, bool enabled, bool masked)
+{
+    struct vfu_ctx *ctx = owner;
+
+    irq_mask_function(&ctx->irqs, enabled && masked);
+}
+
+static void iommu_changed(void *owner)
+{
+    (void)owner;
+}
+
+const struct pci_config_ops device_pci_ops = {
+    .device_access = device_access,
+    .has_device_access = has_device_access,
+    .reset_function = reset,
+    .msix_changed = msix_changed,
+    .iommu_changed = iommu_changed,
+    .pri_reset = iommu_changed,
+};
+
+int device_pci_realize(struct vfu_ctx *ctx)
+{
+    struct region *config = &ctx->regions[VFU_PCI_DEV_CFG_REGION_IDX];
+
+    if (config->size == 0) {
+        config->size = PCI_CFG_SPACE_SIZE;
+        config->flags = VFU_REGION_FLAG_RW;
+    }
+    for (int i = 0; i < PCI_BARS_NR; i++) {
+        ctx->pci.bars[i] = (struct pci_bar){
+            .size = ctx->regions[i].size,
+            .flags = ctx->regions[i].flags,
+        };
+    }
+    return pci_config_realize(&ctx->pci, config->size, ctx->irqs.counts[VFU_DEV_INTX_IRQ] > 0);
+}

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_DEVICE_PCI_H
+#define VFU_DEVICE_PCI_H
+
+#include "device/pci_config.h"
+
+struct vfu_ctx;
+
+/* What a context answers its configuration space. */
+extern const struct pci_config_ops device_pci_ops;
+
+/* Ends the set-up of configuration space with what the rest of the device looks like. */
+int device_pci_realize(struct vfu_ctx *ctx);
+
+#endif /* VFU_DEVICE_PCI_H */

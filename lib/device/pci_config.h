@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef VFU_DEVICE_PCI_CONFIG_H
+#define VFU_DEVICE_PCI_CONFIG_H
+
+#include "libvfio-user.h"
+#include "util/log.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define PCI_MAX_CAPS 128 /* of each class */
+
+struct pci_config;
+struct pci_cap_type;
+
+struct pci_cap {
+    const struct pci_cap_type *type;
+    uint16_t offset;
+    uint16_t size;
+    uint16_t header; /* bytes that no write may touch */
+    uint16_t flags; /* VFU_CAP_FLAG_* */
+};
+
+struct pci_cap_list {
+    struct pci_cap caps[PCI_MAX_CAPS]; /* in the order of the list */
+    unsigned nr;
+};
+
+/* What configuration space asks of the floor above. Control thread. */
+struct pci_config_ops {
+    /* The device's callback for the configuration region; NULL: it has none. */
+    ssize_t (*device_access)(void *owner, char *buf, size_t count, uint64_t offset,
+                             bool is_write);
+    bool (*has_device_access)(void *owner);
+    /* Function level reset: 0 or a negative errno. */
+    int (*reset_function)(void *owner);
+    /* The guest has changed MSI-X enable or function mask. */
+    void (*msix_changed)(void *owner, bool enabled, bool masked);
+    /* The guest has written ATS, PRI or PASID registers. */
+    void (*iommu_changed)(void *owner);
+    /* PRI was reset: what is outstanding is to be forgotten. */
+    void (*pri_reset)(void *owner);
+};
+
+struct pci_bar {
+    uint64_t size;
+    uint32_t flags; /* VFU_REGION_FLAG_* */
+};
+
+struct pci_config {
+    const struct logger *log;
+    const struct pci_config_ops *ops;
+    void *owner;
+    vfu_pci_config_space_t *space; /* NULL before init; then where it is for good */
+    size_t size; /* of the buffer */
+    vfu_pci_type_t type;
+    struct pci_bar bars[PCI_BARS_NR];
+    struct pci_cap_list standard;
+    struct pci_cap_list extended;
+};
+
+/* Set-up. A zeroed structure with log, ops and owner is the beginning. 0 or a negative errno. */
+int pci_config_init(struct pci_config *pci, vfu_pci_type_t type, int hdr_type);
+/* Fills in what follows from the BARs, interrupts and capabilities; -ENOMEM. */
+int pci_config_realize(struct pci_config *pci, size_t region_size, bool has_intx);
+void pci_config_destroy(struct pci_config *pci);
+
+/* One access by the client, of any size within the region: count or a negative errno. */
+ssize_t pci_config_access(struct pci_config *pci, char *buf, size_t count, uint64_t offset,
+                          bool is_write);
+
+/* Whether an access at offset begins with the PCI Express Device Control register. */
+bool pci_config_is_device_control(const struct pci_config *pci, uint64_t offset);
+
+/* See vfu_pci_add_capability() and vfu_pci_find_next_capability(); negative errno. */
+ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,
+                                  const void *data);
+ssize_t pci_config_find_capability(const struct pci_config *pci, bool extended, size_t pos,
+                                   int id);
+
+/* The registers of the IOMMU capabilities, for those who act on them. Control thread. */
+struct pci_iommu_registers {
+    bool ats_enabled;
+    uint32_t stu; /* log2 of bytes */
+    bool pasid_enabled, exec_enabled, priv_enabled;
+    bool pri_enabled;
+    uint32_t pri_allocation;
+};
+
+void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *regs);
+/* Function reset: their defaults. */
+void pci_iommu_reset(struct pci_config *pci);
+
+enum pci_pri_event {
+    PCI_PRI_STOPPED, /* disabled, and nothing outstanding any more */
+    PCI_PRI_RESPONSE_FAILURE,
+    PCI_PRI_UNEXPECTED_GROUP,
+};
+
+/* What happened to the page request interface, for its status register. */
+void pci_pri_event(struct pci_config *pci, enum pci_pri_event event);
+/* Disabled with requests outstanding: Stopped reads 0 until PCI_PRI_STOPPED. */
+void pci_pri_stopping(struct pci_config *pci);
+
+#endif /* VFU_DEVICE_PCI_CONFIG_H */

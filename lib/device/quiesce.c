@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/quiesce.h"
+
+#include "device/ctx.h"
+#include "device/reset.h"
+
+#include <errno.h>
+#include <string.h>
+
+static int ask_device(struct vfu_ctx *ctx)
+{
+    errno = 0;
+    if (ctx->quiesce.cb(ctx) == 0) {
+        return 0;
+    }
+    return errno != 0 ? -errno : -EIO;
+}
+
+int quiesce_for_request(struct vfu_ctx *ctx, struct request *req)
+{
+    struct quiesce *q = &ctx->quiesce;
+    struct request *detached;
+    int err;
+
+    if (q->cb == NULL) {
+        return 0;
+    }
+    if (q->request == req) {
+        q->request = NULL;
+        return 0;
+    }
+    err = ask_device(ctx);
+    if (err != -EBUSY) {
+        return err;
+    }
+    detached = request_detach(req);
+    if (detached == NULL) {
+        return -ENOMEM;
+    }
+    log_debug(&ctx->log, "%s id %u waits for the device to quiesce", command_name(req->hdr.cmd),
+              req->hdr.msg_id);
+    q->pending = QUIESCE_REQUEST;
+    q->request = detached;
+    session_hold(&ctx->session);
+    return REQUEST_DEFERRED;
+}
+
+int quiesce_for_loss(struct vfu_ctx *ctx)
+{
+    int err;
+
+    if (ctx->quiesce.cb == NULL) {
+        return 0;
+    }
+    err = ask_device(ctx);
+    if (err == -EBUSY) {
+        ctx->quiesce.pending = QUIESCE_LOSS;
+    }
+    return err;
+}
+
+/* The request goes through dispatch again, unless the device refused. */
+static void resume_request(struct vfu_ctx *ctx, int err)
+{
+    struct request *req = ctx->quiesce.request;
+
+    if (err != 0) {
+        log_err(&ctx->log, "%s id %u: the device did not quiesce: %s", command_name(req->hdr.cmd),
+                req->hdr.msg_id, strerror(err));
+        ctx->quiesce.request = NULL;
+        request_finish(req, -err);
+        req = NULL;
+    }
+    session_release(&ctx->session, req);
+    session_run(&ctx->session, RUN_BUFFERED);
+    if (session_error(&ctx->session) == 0) {
+        return;
+    }
+    /* The device is quiet still, unless a later request has asked it again already. */
+    if (ctx->quiesce.pending == QUIESCE_NOTHING) {
+        device_connection_lost(ctx);
+    }
+}
+
+int quiesce_done(struct vfu_ctx *ctx, int err)
+{
+    enum quiesce_for pending = ctx->quiesce.pending;
+
+    if (ctx->quiesce.cb == NULL || pending == QUIESCE_NOTHING) {
+        return -EINVAL;
+    }
+    ctx->quiesce.pending = QUIESCE_NOTHING;
+    if (pending == QUIESCE_REQUEST) {
+        resume_request(ctx, err);
+    } else {
+        device_connection_lost(ctx);
+    }
+    return 0;
+}

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/region.h"
+
+#include "device/ctx.h"
+#include "device/migration.h"
+#include "util/range.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/param.h>
+
+void regions_init(struct vfu_ctx *ctx)
+{
+    for (int i = 0; i < VFU_PCI_DEV_NUM_REGIONS; i++) {
+        ctx->regions[i].fd = -1;
+        LIST_INIT(&ctx->regions[i].ioeventfds);
+    }
+}
+
+void regions_destroy(struct vfu_ctx *ctx)
+{
+    for (int i = 0; i < VFU_PCI_DEV_NUM_REGIONS; i++) {
+        struct region *region = &ctx->regions[i];
+        struct ioeventfd *io;
+
+        while ((io = LIST_FIRST(&region->ioeventfds)) != NULL) {
+            LIST_REMOVE(io, link);
+            free(io);
+        }
+        free(region->areas);
+    }
+}
+
+static bool is_bar(int index)
+{
+    return index >= VFU_PCI_DEV_BAR0_REGION_IDX && index <= VFU_PCI_DEV_BAR5_REGION_IDX;
+}
+
+/* PCI 6.2.5.1: powers of two, at least 16 bytes of memory or 4 of I/O; 64 bits take two BARs. */
+static const char *bar_fault(const struct vfu_ctx *ctx, int index, uint64_t size, uint32_t flags)
+{
+    const struct region *regions = ctx->regions;
+    uint64_t smallest = flags & VFU_REGION_FLAG_MEM ? 16 : 4;
+
+    if (size == 0) {
+        return NULL;
+    }
+    if (!powerof2(size) || size < smallest) {
+        return "the size is not a power of two, or too small";
+    }
+    if (index % 2 == 1 && (flags & VFU_REGION_FLAG_64_BITS)) {
+        return "a 64-bit BAR must have an even index";
+    }
+    if (index % 2 == 1 && (regions[index - 1].flags & VFU_REGION_FLAG_64_BITS)) {
+        return "the BAR below has 64 bits and takes this one too";
+    }
+    if (index % 2 == 0 && (flags & VFU_REGION_FLAG_64_BITS) && regions[index + 1].size > 0) {
+        return "the BAR above is in use, a 64-bit BAR needs it";
+    }
+    return NULL;
+}
+
+static const char *area_fault(const struct region_setup *setup)
+{
+    if ((setup->areas == NULL) != (setup->nr_areas == 0)) {
+        return "mmap areas and their number do not go together";
+    }
+    if (setup->nr_areas > 0 && setup->fd == -1) {
+        return "mmap areas need a file descriptor";
+    }
+    return NULL;
+}
+
+static const char *setup_fault(const struct vfu_ctx *ctx, int index,
+                               const struct region_setup *setup)
+{
+    uint32_t flags = setup->flags;
+    const char *fault;
+
+    if ((flags & ~(uint32_t)VFU_REGION_FLAG_MASK) != 0 || !(flags & VFU_REGION_FLAG_RW)) {
+        return "unknown flags, or neither READ nor WRITE";
+    }
+    if ((flags & VFU_REGION_FLAG_ALWAYS_CB) && setup->access == NULL) {
+        return "ALWAYS_CB without a callback";
+    }
+    fault = area_fault(setup);
+    if (fault != NULL) {
+        return fault;
+    }
+    if (index < 0 || index >= VFU_PCI_DEV_NUM_REGIONS) {
+        return "no such region";
+    }
+    if (is_bar(index)) {
+        fault = bar_fault(ctx, index, setup->size, flags);
+    } else if (index == VFU_PCI_DEV_CFG_REGION_IDX &&
+               ((flags & VFU_REGION_FLAG_RW) != VFU_REGION_FLAG_RW ||
+                (flags & VFU_REGION_FLAG_MEM))) {
+        fault = "configuration space must be readable and writable, and not MEM";
+    }
+    for (uint32_t i = 0; fault == NULL && i < setup->nr_areas; i++) {
+        if (!extent_within((uintptr_t)setup->areas[i].iov_base, setup->areas[i].iov_len,
+                           setup->size)) {
+            fault = "an mmap area ends beyond the region";
+        }
+    }
+    return fault;
+}
+
+int region_setup(struct vfu_ctx *ctx, int index, const struct region_setup *setup)
+{
+    struct iovec whole = { .iov_base = NULL, .iov_len = setup->size };
+    const struct iovec *areas = setup->areas;
+    uint32_t nr_areas = setup->nr_areas;
+    const char *fault = setup_fault(ctx, index, setup);
+    struct iovec *copy = NULL;
+    struct region *region;
+
+    if (fault != NULL) {
+        log_err(&ctx->log, "region %d: size 0x%llx, flags 0x%x: %s", index,
+                (unsigned long long)setup->size, setup->flags, fault);
+        return -EINVAL;
+    }
+    if (setup->fd != -1 && nr_areas == 0) {
+        areas = &whole;
+        nr_areas = 1;
+    }
+    if (nr_areas > 0) {
+        copy = calloc(nr_areas, sizeof(*copy));
+        if (copy == NULL) {
+            return -ENOMEM;
+        }
+        memcpy(copy, areas, nr_areas * sizeof(*copy));
+    }
+    region = &ctx->regions[index];
+    free(region->areas);
+    region->size = setup->size;
+    region->flags = setup->flags;
+    region->access = setup->access;
+    region->areas = copy;
+    region->nr_areas = nr_areas;
+    region->fd = setup->fd;
+    region->fd_offset = setup->fd_offset;
+    return 0;
+}
+
+ssize_t region_call_device(struct vfu_ctx *ctx, const struct region *region, char *buf,
+                           size_t count, uint64_t offset, bool is_write)
+{
+    ssize_t n;
+
+    errno = 0;
+    n = region->access(ctx, buf, count, (loff_t)offset, is_write);
+    if (n < 0) {
+        return errno != 0 ? -errno : -EIO;
+    }
+    return (size_t)n == count ? n : -EINVAL;
+}
+
+static ssize_t config_access(struct vfu_ctx *ctx, char *buf, size_t count, uint64_t offset,
+                             bool is_write)
+{
+    const struct region *region = &ctx->regions[VFU_PCI_DEV_CFG_REGION_IDX];
+
+    if (region->flags & VFU_REGION_FLAG_ALWAYS_CB) {
+        return region_call_device(ctx, region, buf, count, offset, is_write);
+    }
+    return pci_config_access(&ctx->pci, buf, count, offset, is_write);
+}
+
+ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, size_t count,
+                      uint64_t offset, bool is_write)
+{
+    const struct region *region = &ctx->regions[index];
+    ssize_t n;
+
+    if (index == VFU_PCI_DEV_CFG_REGION_IDX) {
+        n = config_access(ctx, buf, count, offset, is_write);
+    } else if (region->access != NULL) {
+        n = region_call_device(ctx, region, buf, count, offset, is_write);
+    } else {
+        n = msix_access(ctx, index, buf, count, offset, is_write);
+    }
+    if (n < 0) {
+        log_err(&ctx->log, "region %u: %s of %zu bytes at 0x%llx failed: %s", index,
+                is_write ? "write" : "read", count, (unsigned long long)offset,
+                strerror((int)-n));
+    }
+    return n;
+}
+
+/* Commands */
+
+/* Migration forbids access in stop-and-copy; bounds hold always. */
+static int check_access(struct vfu_ctx *ctx, const struct request *req, uint32_t index,
+                        uint64_t offset, uint64_t count)
+{
+    if (count > WIRE_MAX_DATA_XFER || index >= VFU_PCI_DEV_NUM_REGIONS ||
+        !extent_within(offset, count, ctx->regions[index].size)) {
+        log_err(&ctx->log, "%s id %u: region %u, offset 0x%llx, count 0x%llx is out of bounds",
+                command_name(req->hdr.cmd), req->hdr.msg_id, index, (unsigned long long)offset,
+                (unsigned long long)count);
+        return -EINVAL;
+    }
+    if (migration_stop_and_copy(ctx)) {
+        log_err(&ctx->log, "%s id %u: no access to regions in stop-and-copy",
+                command_name(req->hdr.cmd), req->hdr.msg_id);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int region_command_read(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_region_access *reply = ctx->scratch;
+    ssize_t n;
+    int err;
+
+    memcpy(reply, req->payload, sizeof(*reply));
+    err = check_access(ctx, req, reply->region, reply->offset, reply->count);
+    if (err < 0) {
+        return err;
+    }
+    if (reply->count == 0) {
+        return 0;
+    }
+    /* What a callback does not write must not leak what an earlier reply held. */
+    memset(reply->data, 0, reply->count);
+    n = region_access_by_client(ctx, reply->region, (char *)reply->data, reply->count, reply->offset, false);
+    if (n < 0) {
+        return (int)n;
+    }
+    request_reply_with(req, reply, sizeof(*reply) + reply->count);
+    return 0;
+}
+
+int region_command_write(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_region_access access;
+    ssize_t n;
+    int err;
+
+    memcpy(&access, req->payload, sizeof(access));
+    if (req->len != sizeof(access) + (uint64_t)access.count) {
+        log_err(&ctx->log, "REGION_WRITE id %u: payload of %zu bytes for a count of %u",
+                req->hdr.msg_id, req->len, access.count);
+        return -EINVAL;
+    }
+    err = check_access(ctx, req, access.region, access.offset, access.count);
+    if (err < 0 || access.count == 0) {
+        return err;
+    }
+    n = region_access_by_client(ctx, access.region, (char *)req->payload + sizeof(access), access.count,
+                      access.offset, true);
+    if (n < 0) {
+        return (int)n;
+    }
+    memcpy(ctx->scratch, &access, sizeof(access));
+    request_reply_with(req, ctx->scratch, sizeof(access));
+    return 0;
+}
+
+/* Every write is checked before the first one is done. */
+int region_command_write_multi(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_write_multi multi;
+    const struct vfio_user_write_multi_entry *entries;
+    struct vfio_user_write_multi_entry entry;
+
+    memcpy(&multi, req->payload, sizeof(multi));
+    entries = (const void *)(req->payload + sizeof(multi));
+    if (!ctx->agreed.write_multiple || multi.wr_cnt > VFIO_USER_WRITE_MULTI_MAX ||
+        req->len != sizeof(multi) + multi.wr_cnt * sizeof(*entries)) {
+        log_err(&ctx->log, "REGION_WRITE_MULTI id %u: %llu writes in %zu bytes%s",
+                req->hdr.msg_id, (unsigned long long)multi.wr_cnt, req->len,
+                ctx->agreed.write_multiple ? "" : ", and it was not negotiated");
+        return -EINVAL;
+    }
+    for (uint64_t i = 0; i < multi.wr_cnt; i++) {
+        int err;
+
+        memcpy(&entry, &entries[i], sizeof(entry));
+        err = entry.count > sizeof(entry.data)
+                  ? -EINVAL
+                  : check_access(ctx, req, entry.region, entry.offset, entry.count);
+        if (err < 0) {
+            log_err(&ctx->log, "REGION_WRITE_MULTI id %u: write %llu of %llu is bad, none done",
+                    req->hdr.msg_id, (unsigned long long)i, (unsigned long long)multi.wr_cnt);
+            return err;
+        }
+    }
+    for (uint64_t i = 0; i < multi.wr_cnt; i++) {
+        ssize_t n = 0;
+
+        memcpy(&entry, &entries[i], sizeof(entry));
+        if (entry.count > 0) {
+            n = region_access_by_client(ctx, entry.region, (char *)entry.data, entry.count, entry.offset,
+                              true);
+        }
+        if (n < 0) {
+            return (int)n;
+        }
+    }
+    memcpy(ctx->scratch, &multi, sizeof(multi));
+    request_reply_with(req, ctx->scratch, sizeof(multi));
+    return 0;
+}
+
+/* vfio_region_info followed by the sparse mmap capability, when the client left room for it. */
+int region_command_info(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_region_info in, *out = ctx->scratch;
+    struct vfio_region_info_cap_sparse_mmap *sparse = (void *)(out + 1);
+    const struct region *region;
+    size_t caps = 0, full;
+
+    memcpy(&in, req->payload, sizeof(in));
+    if (in.index >= VFU_PCI_DEV_NUM_REGIONS) {
+        log_err(&ctx->log, "GET_REGION_INFO id %u: no region %u", req->hdr.msg_id, in.index);
+        return -EINVAL;
+    }
+    region = &ctx->regions[in.index];
+    if (region->nr_areas > 0 && region->size > 0) {
+        caps = sizeof(*sparse) + region->nr_areas * sizeof(sparse->areas[0]);
+    }
+    full = sizeof(*out) + caps;
+    memset(out, 0, full);
+    out->argsz = (uint32_t)full;
+    out->index = in.index;
+    out->offset = region->fd_offset;
+    out->size = region->size;
+    out->flags = (region->flags & VFU_REGION_FLAG_READ ? VFIO_REGION_INFO_FLAG_READ : 0) |
+                 (region->flags & VFU_REGION_FLAG_WRITE ? VFIO_REGION_INFO_FLAG_WRITE : 0) |
+                 (region->fd != -1 ? VFIO_REGION_INFO_FLAG_MMAP : 0);
+    if (caps > 0 && in.argsz >= full) {
+        out->flags |= VFIO_REGION_INFO_FLAG_CAPS;
+        out->cap_offset = sizeof(*out);
+        sparse->header.id = VFIO_REGION_INFO_CAP_SPARSE_MMAP;
+        sparse->header.version = 1;
+        sparse->nr_areas = region->nr_areas;
+        for (uint32_t i = 0; i < region->nr_areas; i++) {
+            sparse->areas[i].offset = (uintptr_t)region->areas[i].iov_base;
+            sparse->areas[i].size = region->areas[i].iov_len;
+        }
+        req->reply_fds = &region->fd;
+        req->nr_reply_fds = 1;
+    }
+    request_reply_with(req, out, MIN(full, in.argsz));
+    return 0;
+}

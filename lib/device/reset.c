@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device/reset.h"
+
+#include "device/ctx.h"
+#include "device/dma_command.h"
+
+#include <errno.h>
+#include <string.h>
+
+static int call_device(struct vfu_ctx *ctx, vfu_reset_type_t type, const char *what)
+{
+    int err;
+
+    if (ctx->reset == NULL) {
+        return 0;
+    }
+    errno = 0;
+    if (ctx->reset(ctx, type) == 0) {
+        return 0;
+    }
+    err = errno != 0 ? errno : EIO;
+    log_err(&ctx->log, "%s: the device's reset callback failed: %s", what, strerror(err));
+    return -err;
+}
+
+int reset_command(struct vfu_ctx *ctx, struct request *req)
+{
+    (void)req;
+    return call_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
+}
+
+int reset_function(struct vfu_ctx *ctx)
+{
+    return call_device(ctx, VFU_RESET_PCI_FLR, "function level reset");
+}
+
+void device_connection_lost(struct vfu_ctx *ctx)
+{
+    call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
+    dma_command_forget_all(ctx);
+    irqs_close_all(&ctx->irqs);
+    session_close(&ctx->session);
+}
