@@ -99,12 +99,14 @@ static void map(struct dma_space *space, uint64_t addr, uint64_t size, int fd, u
 
 /* --- limits --------------------------------------------------------------------------------- */
 
+struct line {
+    _Alignas(64) uint64_t next;
+};
+
 /* Dependent random loads from a table of this many cache lines, with huge pages like the index. */
 static double chase(size_t lines)
 {
-    struct {
-        _Alignas(64) uint64_t next;
-    } *table;
+    struct line *table;
     size_t bytes = lines * sizeof(*table), i, j;
     uint64_t random = 88172645463325252ull, at = 0, start, swap;
 
@@ -151,14 +153,14 @@ static void one_region(void)
     struct dma *dma = new_dma(1);
     struct dma_space *space = dma_requester_space(dma);
     int fd = memory_file(1ull << 30);
-    struct dma_sg sg;
+    struct dma_sg sg = { 0 };
     uint64_t start, addr = 0;
     unsigned int i;
 
     map(space, 0, 1ull << 30, fd, 0);
     start = clock_now_ns();
     for (i = 0; i < ROUNDS; i++) {
-        addr = (addr + 4096 + sg.offset % 1) & ((1ull << 30) - 1);
+        addr = (sg.offset + PAGE) & ((1ull << 30) - 1);
         if (dma_addr_to_sgl(space, addr, 512, &sg, 1, PROT_READ) != 1) {
             die("lookup");
         }
@@ -177,7 +179,7 @@ static double random_lookups(struct dma_space *space, uint64_t regions)
     unsigned int i;
 
     for (i = 0; i < ROUNDS; i++) {
-        addr = next_random(&random) % regions * 2 * PAGE + (sg.offset >> 12);
+        addr = next_random(&random) % regions * 2 * PAGE + (sg.offset & 1);
         if (dma_addr_to_sgl(space, addr, 512, &sg, 1, PROT_READ) != 1) {
             die("lookup");
         }

@@ -68,9 +68,9 @@ static inline unsigned int search(const struct btree_node *node, uint64_t key)
     const _Atomic uint64_t *line;
     unsigned int i, pos;
 
-    pos = LINE_WORDS * ((load(&node->key[1 * LINE_WORDS]) <= key) +
-                        (load(&node->key[2 * LINE_WORDS]) <= key) +
-                        (load(&node->key[3 * LINE_WORDS]) <= key));
+    pos = LINE_WORDS *
+          ((load(&node->key[1 * LINE_WORDS]) <= key) + (load(&node->key[2 * LINE_WORDS]) <= key) +
+           (load(&node->key[3 * LINE_WORDS]) <= key));
     line = &node->key[pos];
 #pragma GCC unroll 7
     for (i = 1; i < LINE_WORDS; i++) {

@@ -63,8 +63,7 @@ static int add_piece(struct dma_space *space, const struct dma_translation *part
     }
     left = entry_range(region).last - part->translated;
     *piece = (struct range){ part->iova.first,
-                             min_u64(part->iova.last - part->iova.first, left) +
-                                 part->iova.first };
+                             min_u64(part->iova.last - part->iova.first, left) + part->iova.first };
     from = (struct entry_template){
         .iova = *piece,
         .flags = (uint8_t)((unsigned int)part->prot & ENTRY_PROT) | ENTRY_CACHED |
@@ -92,8 +91,8 @@ static int add_piece(struct dma_space *space, const struct dma_translation *part
     return 0;
 }
 
-static int add_pieces(struct dma_space *space, const struct dma_translation *translation,
-                      int count, struct aftermath *after)
+static int add_pieces(struct dma_space *space, const struct dma_translation *translation, int count,
+                      struct aftermath *after)
 {
     struct dma_translation part = *translation;
     struct range piece;

@@ -279,8 +279,8 @@ int dma_dirty_report(struct dma_space *space, struct range range, uint64_t page_
     struct dma_entry *region;
     uint64_t length = range_size(range);
 
-    if (dma_dirty_page_size(space->dma) == 0 || !is_power_of_two(page_size) ||
-        length < page_size || size != dma_dirty_bitmap_size(length, page_size)) {
+    if (dma_dirty_page_size(space->dma) == 0 || !is_power_of_two(page_size) || length < page_size ||
+        size != dma_dirty_bitmap_size(length, page_size)) {
         log_err(space->dma->log,
                 "dirty report: %#" PRIx64 "-%#" PRIx64 " in pages of %#" PRIx64
                 ", bitmap of %" PRIu64 " bytes, logging with %#" PRIx64,

@@ -108,8 +108,7 @@ int dma_pasid_space_create(struct dma *dma, uint32_t pasid, bool privileged,
 size_t dma_nr_pasid_spaces(struct dma *dma);
 
 /* Calls fn for every space: requester, translated, then each PASID space. Control thread. */
-void dma_for_each_space(struct dma *dma, void (*fn)(struct dma_space *space, void *arg),
-                        void *arg);
+void dma_for_each_space(struct dma *dma, void (*fn)(struct dma_space *space, void *arg), void *arg);
 
 struct dma *dma_space_owner(struct dma_space *space);
 
@@ -168,8 +167,7 @@ struct dma_mapping {
  *
  * Cached translations in the range are dropped: a region wins over them.
  */
-int dma_map(struct dma_space *space, const struct dma_mapping *mapping,
-            struct dma_entry **region);
+int dma_map(struct dma_space *space, const struct dma_mapping *mapping, struct dma_entry **region);
 
 /* Told of a region before it is removed; its memory is still there. No lock is held. */
 typedef void dma_removing_fn(struct dma_entry *region, void *arg);

@@ -58,7 +58,7 @@ struct dma_entry {
     _Alignas(128) _Atomic uint32_t generation; /* odd: live */
     uint8_t flags;
     uint8_t tags;
-    uint8_t state;       /* enum entry_state, under the lock */
+    uint8_t state;        /* enum entry_state, under the lock */
     _Atomic uint8_t used; /* since dma_cache_evict last looked */
     struct ref_cell refs;
     _Atomic(struct ref_shards *) shards; /* once set, the slot keeps them */
@@ -71,7 +71,7 @@ struct dma_entry {
         struct dma_entry *backing;         /* of a cached translation: it holds a reference */
     };
     union {
-        uint64_t target; /* of the first byte: offset in the file, or translated address */
+        uint64_t target;         /* of the first byte: offset in the file, or translated address */
         struct dma_space *space; /* of a region in message mode, which has no file */
     };
     union {
@@ -104,7 +104,7 @@ struct dma_space {
     LIST_HEAD(, dma_entry) lingering;
     struct dma_space_name name;
     struct dma_entry *untranslated; /* all of it, by message; not in the index, never removed */
-    struct dma_space *next; /* PASID spaces, newest first */
+    struct dma_space *next;         /* PASID spaces, newest first */
 };
 
 /* PASID spaces by (pasid << 1 | privileged), in two steps. */
@@ -153,8 +153,7 @@ static inline bool entry_cached(const struct dma_entry *entry)
 
 static inline struct range entry_range(const struct dma_entry *entry)
 {
-    return (struct range){ entry->first,
-                           atomic_load_explicit(&entry->last, memory_order_relaxed) };
+    return (struct range){ entry->first, atomic_load_explicit(&entry->last, memory_order_relaxed) };
 }
 
 /* The entry behind an item of an index. */

@@ -60,8 +60,9 @@ static int check_end(const struct memfile_want *want, const struct logger *log)
         return -EINVAL;
     }
     if (!want->io && want->has_size && end > align_up(want->file_size, system_page_size())) {
-        log_err(log, "DMA map: file range at offset %#" PRIx64 ", size %#" PRIx64
-                     " is beyond the end of the file, %#" PRIx64,
+        log_err(log,
+                "DMA map: file range at offset %#" PRIx64 ", size %#" PRIx64
+                " is beyond the end of the file, %#" PRIx64,
                 want->offset, want->size, want->file_size);
         return -EINVAL;
     }

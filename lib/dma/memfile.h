@@ -21,7 +21,7 @@
 
 struct logger;
 
-#define MEMFILE_WHOLE_MAX (1ull << 40)  /* larger files are not mapped as a whole */
+#define MEMFILE_WHOLE_MAX (1ull << 40)   /* larger files are not mapped as a whole */
 #define MEMFILE_MAPPED_MAX (32ull << 40) /* address space for one context */
 
 /* A mapping of a file, or, when base is NULL, a descriptor for pread and pwrite. */

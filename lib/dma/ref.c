@@ -300,8 +300,7 @@ static bool filter_takes(const struct linger_filter *filter, const struct dma_en
            (filter->select == NULL || filter->select(entry->tags, filter->arg));
 }
 
-int entry_join(struct dma_space *space, const struct linger_filter *filter,
-               struct dma_drain *drain)
+int entry_join(struct dma_space *space, const struct linger_filter *filter, struct dma_drain *drain)
 {
     struct dma *dma = space->dma;
     struct dma_entry *entry;
@@ -371,8 +370,9 @@ bool entry_get(struct dma *dma, struct dma_entry *entry, uint32_t generation)
 
 static void log_excess(struct dma *dma, uint32_t generation)
 {
-    log_err(dma->log, "DMA: put of a region or translation (generation %" PRIu32
-                      ") that nobody holds", generation);
+    log_err(dma->log,
+            "DMA: put of a region or translation (generation %" PRIu32 ") that nobody holds",
+            generation);
 }
 
 /*

@@ -46,8 +46,8 @@ static bool is_identical(const struct map_request *req, struct dma_entry *region
         has_file(req) != (region->file != NULL)) {
         return false;
     }
-    return region->file == NULL || (region->file->device == req->want.device &&
-                                    region->file->inode == req->want.inode);
+    return region->file == NULL ||
+           (region->file->device == req->want.device && region->file->inode == req->want.inode);
 }
 
 /* 0: can be mapped, 1: there already, -EINVAL. Needs the lock. */
@@ -103,8 +103,8 @@ static int add_region(const struct map_request *req, struct dma_entry **region,
     const struct dma_mapping *mapping = req->mapping;
     struct entry_template from = {
         .iova = mapping->iova,
-        .flags = (uint8_t)((mapping->prot & (int)ENTRY_PROT) |
-                           (int)mapping->mode << ENTRY_MODE_SHIFT),
+        .flags =
+            (uint8_t)((mapping->prot & (int)ENTRY_PROT) | (int)mapping->mode << ENTRY_MODE_SHIFT),
         .file = req->file,
         .target = region_target(req),
     };
@@ -210,8 +210,7 @@ static int map_locked(struct map_request *req, struct dma_entry **region, struct
     return ret < 0 ? ret : add_region(req, region, after);
 }
 
-int dma_map(struct dma_space *space, const struct dma_mapping *mapping,
-            struct dma_entry **region)
+int dma_map(struct dma_space *space, const struct dma_mapping *mapping, struct dma_entry **region)
 {
     struct map_request req = { .space = space, .mapping = mapping };
     struct aftermath after = { 0 };

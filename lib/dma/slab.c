@@ -82,8 +82,7 @@ static int add_arena(struct slab *slab)
     arena->next = slab->arenas;
     slab->arenas = arena;
     slab->fresh = (uint8_t *)(arena + 1);
-    slab->fresh_end =
-        slab->fresh + (size - sizeof(*arena)) / slab->object_size * slab->object_size;
+    slab->fresh_end = slab->fresh + (size - sizeof(*arena)) / slab->object_size * slab->object_size;
     if (size < ARENA_MAX_SIZE) {
         slab->next_arena_size = 2 * size;
     }

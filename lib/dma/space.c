@@ -160,8 +160,7 @@ struct dma_space *dma_pasid_space(struct dma *dma, uint32_t pasid, bool privileg
     if (leaf == NULL) {
         return NULL;
     }
-    return atomic_load_explicit(&leaf->space[key % (1u << SPACE_LEAF_BITS)],
-                                memory_order_acquire);
+    return atomic_load_explicit(&leaf->space[key % (1u << SPACE_LEAF_BITS)], memory_order_acquire);
 }
 
 /* The slot of a key, with the steps to it made; NULL when out of memory. Needs the lock. */
@@ -209,8 +208,7 @@ static struct dma_space *make_space(struct dma *dma, uint32_t pasid, bool privil
     return space;
 }
 
-int dma_pasid_space_create(struct dma *dma, uint32_t pasid, bool privileged,
-                           struct dma_space **out)
+int dma_pasid_space_create(struct dma *dma, uint32_t pasid, bool privileged, struct dma_space **out)
 {
     struct aftermath after = { 0 };
 
@@ -231,8 +229,7 @@ size_t dma_nr_pasid_spaces(struct dma *dma)
     return atomic_load(&dma->nr_pasid_spaces);
 }
 
-void dma_for_each_space(struct dma *dma, void (*fn)(struct dma_space *space, void *arg),
-                        void *arg)
+void dma_for_each_space(struct dma *dma, void (*fn)(struct dma_space *space, void *arg), void *arg)
 {
     struct dma_space *space;
 

@@ -185,12 +185,9 @@ static void test_end_of_file(void **state)
         uint64_t size, offset;
         int ret;
     } cases[] = {
-        { PAGE, 3 * PAGE, 0 },
-        { PAGE, 3 * PAGE + 1, -EINVAL },
-        { 5 * PAGE, 0, -EINVAL },
-        { PAGE, 4 * PAGE, -EINVAL },
-        { PAGE, UINT64_MAX, -EINVAL },
-        { PAGE, INT64_MAX, -EINVAL },
+        { PAGE, 3 * PAGE, 0 },         { PAGE, 3 * PAGE + 1, -EINVAL },
+        { 5 * PAGE, 0, -EINVAL },      { PAGE, 4 * PAGE, -EINVAL },
+        { PAGE, UINT64_MAX, -EINVAL }, { PAGE, INT64_MAX, -EINVAL },
         { PAGE, 1ull << 62, -EINVAL },
     };
     int fd = memory_file(3 * PAGE + 100);

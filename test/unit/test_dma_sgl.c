@@ -25,8 +25,8 @@ static int set_up(void **state)
     f->fd = memory_file(16 * PAGE);
     assert_int_equal(map_file(f->space, FILE_AT, 4 * PAGE, f->fd, PAGE), 0);
     assert_int_equal(map_message(f->space, MESSAGE_AT, PAGE, RW), 0);
-    assert_int_equal(
-        map_mode(f->space, ROM_AT, PAGE, f->fd, 8 * PAGE, PROT_READ, DMA_MODE_MMAP), 0);
+    assert_int_equal(map_mode(f->space, ROM_AT, PAGE, f->fd, 8 * PAGE, PROT_READ, DMA_MODE_MMAP),
+                     0);
     assert_int_equal(map_mode(f->space, IO_AT, PAGE, f->fd, 9 * PAGE, RW, DMA_MODE_FILE_IO), 0);
     *state = f;
     return 0;
@@ -233,13 +233,12 @@ static void test_copy_through_translation(void **state)
 {
     struct fixture *f = *state;
     struct dma_space *memory = dma_translated_space(f->dma);
-    struct dma_translation translation = {
-        .iova = { 0x100000, 0x100fff }, .translated = 0x7000 + PAGE, .prot = RW
-    };
+    struct dma_translation translation = { .iova = { 0x100000, 0x100fff },
+                                           .translated = 0x7000 + PAGE,
+                                           .prot = RW };
     char in[4];
 
-    assert_int_equal(
-        map_mode(memory, 0x7000, 2 * PAGE, f->fd, 12 * PAGE, RW, DMA_MODE_FILE_IO), 0);
+    assert_int_equal(map_mode(memory, 0x7000, 2 * PAGE, f->fd, 12 * PAGE, RW, DMA_MODE_FILE_IO), 0);
     assert_int_equal(dma_cache_insert(f->space, &translation), 1);
     assert_int_equal(copy_at(f, 0x100010, "data", 4, true), 0);
     assert_int_equal(pread(f->fd, in, 4, 13 * PAGE + 0x10), 4);
@@ -251,16 +250,11 @@ static void test_copy_through_translation(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_split),
-        TEST(test_too_few),
-        TEST(test_refusals),
-        TEST(test_top_of_the_address_space),
-        TEST(test_get),
-        TEST(test_get_is_all_or_nothing),
-        TEST(test_mappable),
-        TEST(test_copy),
-        TEST(test_copy_refusals),
-        TEST(test_copy_through_translation),
+        TEST(test_split),         TEST(test_too_few),
+        TEST(test_refusals),      TEST(test_top_of_the_address_space),
+        TEST(test_get),           TEST(test_get_is_all_or_nothing),
+        TEST(test_mappable),      TEST(test_copy),
+        TEST(test_copy_refusals), TEST(test_copy_through_translation),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

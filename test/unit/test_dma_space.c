@@ -111,8 +111,8 @@ static void test_overlaps(void **state)
         uint64_t addr, size;
         int ret;
     } cases[] = {
-        { 0x10000, 0x1000, 1 },      { 0x10000, 0xfff, -EINVAL }, { 0x10000, 0x1001, -EINVAL },
-        { 0xffff, 2, -EINVAL },      { 0x10fff, 2, -EINVAL },     { 0x10800, 0x10, -EINVAL },
+        { 0x10000, 0x1000, 1 },       { 0x10000, 0xfff, -EINVAL }, { 0x10000, 0x1001, -EINVAL },
+        { 0xffff, 2, -EINVAL },       { 0x10fff, 2, -EINVAL },     { 0x10800, 0x10, -EINVAL },
         { 0x8000, 0x20000, -EINVAL }, { 0xf000, 0x1000, 0 },       { 0x11000, 0x1000, 0 },
     };
     struct dma_space *space = space_of(state);
@@ -316,8 +316,7 @@ static void test_random_against_model(void **state)
             n = CELLS - at;
         }
         if (step % 2 == 0) {
-            assert_int_equal(map_message(space, at * PAGE, n * PAGE, RW),
-                             model_map(&model, at, n));
+            assert_int_equal(map_message(space, at * PAGE, n * PAGE, RW), model_map(&model, at, n));
         } else {
             assert_int_equal(unmap(space, at * PAGE, n * PAGE), model_unmap(&model, at, n));
         }
