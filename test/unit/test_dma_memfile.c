@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/memfd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -360,6 +361,40 @@ static void test_copy_finds_truncation(void **state)
     close(fd);
 }
 
+#define HUGE_PAGE (2ull << 20)
+
+/*
+ * A file of huge pages: the mapping is told in huge pages, and one is replaced as a whole. Where the
+ * machine has no huge pages to give, the first touch finds that out just as a truncation would.
+ */
+static void test_huge_pages(void **state)
+{
+    struct dma_space *space = space_of(state);
+    int fd = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB);
+    const vfu_dma_info_t *info;
+    struct dma_sg sg;
+    struct iovec iov;
+
+    if (fd < 0) {
+        skip();
+    }
+    assert_return_code(ftruncate(fd, 2 * HUGE_PAGE), 0);
+    assert_int_equal(map_file(space, 0, PAGE, fd, HUGE_PAGE + 5 * PAGE), 0);
+    info = info_at(space, 0);
+    assert_int_equal(info->page_size, HUGE_PAGE);
+    assert_int_equal((uintptr_t)info->mapping.iov_base % HUGE_PAGE, 0);
+    assert_int_equal(info->mapping.iov_len, HUGE_PAGE);
+    assert_ptr_equal((uint8_t *)info->mapping.iov_base + 5 * PAGE, info->vaddr);
+    assert_return_code(ftruncate(fd, 0), 0);
+    close(fd);
+    sg = handle(space, 0, 8, RW);
+    assert_int_equal(dma_sgl_get(*state, &sg, &iov, 1), 0);
+    memset(iov.iov_base, 'x', iov.iov_len);
+    memset(info->mapping.iov_base, 'x', HUGE_PAGE);
+    dma_sgl_put(*state, &sg, 1);
+    assert_int_equal(dma_sgl_get(*state, &sg, &iov, 1), -EFAULT);
+}
+
 /* Runs body in a child; returns its wait status. */
 static int in_child(void (*body)(void))
 {
@@ -471,6 +506,7 @@ int main(void)
         TEST(test_address_space_cap),
         TEST(test_truncation),
         TEST(test_copy_finds_truncation),
+        TEST(test_huge_pages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
