@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "device.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* As QEMU fills it in for a device that has no subsystem of its own. */
+#define SUBSYSTEM_VENDOR_ID 0x1af4
+#define SUBSYSTEM_ID 0x1100
+#define CLASS_BASE 0x00
+#define CLASS_SUB 0xff
+#define INTERRUPT 0
+
+/*
+ * Logging
+ */
+
+static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
+{
+    static const char *const names[] = { "emergency", "alert",  "critical", "error",
+                                         "warning",   "notice", "info",     "debug" };
+
+    (void)ctx;
+    fprintf(stderr, "edu: %s: %s\n", names[level], msg);
+}
+
+static void edu_vlog(void *owner, int level, const char *fmt, va_list ap)
+{
+    struct server *server = owner;
+    char line[256];
+
+    vsnprintf(line, sizeof(line), fmt, ap);
+    vfu_log(server->ctx, level, "%s", line);
+}
+
+/*
+ * What the device asks for
+ */
+
+static void factorial_job(void *arg)
+{
+    struct server *server = arg;
+
+    server->factorial.result = edu_factorial(server->factorial.n);
+}
+
+static void start_factorial(void *owner, uint32_t n)
+{
+    struct server *server = owner;
+
+    server->factorial.n = n;
+    worker_run(&server->factorial_worker);
+}
+
+void device_factorial_done(struct server *server)
+{
+    if (worker_done(&server->factorial_worker)) {
+        edu_factorial_done(&server->edu, server->factorial.result);
+    }
+}
+
+static void dma_job(void *arg)
+{
+    struct server *server = arg;
+
+    server->dma.err = dma_transfer(&server->dma_space, &server->dma.transfer, &server->dma.moved);
+}
+
+static void start_dma(void *owner, const struct edu_transfer *transfer)
+{
+    struct server *server = owner;
+
+    vfu_log(server->ctx, LOG_DEBUG, "DMA of %zu bytes %s 0x%" PRIx64, transfer->len,
+            transfer->to_ram ? "to" : "from", transfer->addr);
+    if (!vfu_pci_get_config_space(server->ctx)->hdr.cmd.bme) {
+        vfu_log(server->ctx, LOG_WARNING,
+                "DMA of %zu bytes %s 0x%" PRIx64 " dropped: the driver did not set Bus Master "
+                "Enable",
+                transfer->len, transfer->to_ram ? "to" : "from", transfer->addr);
+        edu_dma_done(&server->edu);
+        return;
+    }
+    server->dma.transfer = *transfer;
+    worker_run(&server->dma_worker);
+}
+
+void device_dma_done(struct server *server)
+{
+    const struct edu_transfer *transfer = &server->dma.transfer;
+
+    if (!worker_done(&server->dma_worker)) {
+        return;
+    }
+    if (server->dma.err != 0) {
+        vfu_log(server->ctx, LOG_WARNING,
+                "DMA of %zu bytes %s 0x%" PRIx64 " failed after %zu bytes: %s", transfer->len,
+                transfer->to_ram ? "to" : "from", transfer->addr, server->dma.moved,
+                strerror(-server->dma.err));
+    }
+    edu_dma_done(&server->edu);
+    if (server->quiescing) {
+        server->quiescing = false;
+        if (vfu_device_quiesced(server->ctx, 0) != 0) {
+            vfu_log(server->ctx, LOG_WARNING, "cannot go on after the DMA: %s", strerror(errno));
+        }
+    }
+}
+
+/* Masking and Interrupt Disable are for INTx alone (PCIe 7.5.1.1.3). */
+static bool interrupt_enabled(const struct server *server)
+{
+    const vfu_pci_config_space_t *config = vfu_pci_get_config_space(server->ctx);
+
+    return server->msi->mc.msie || (!server->intx_masked && !config->hdr.cmd.id);
+}
+
+static void interrupt(void *owner)
+{
+    struct server *server = owner;
+
+    if (!interrupt_enabled(server)) {
+        return;
+    }
+    /* ENOENT: the client has not asked for interrupts; its driver polls. */
+    if (vfu_irq_trigger(server->ctx, INTERRUPT) != 0 && errno != ENOENT) {
+        vfu_log(server->ctx, LOG_WARNING, "interrupt lost: %s", strerror(errno));
+    }
+}
+
+static const struct edu_ops edu_ops = {
+    .start_factorial = start_factorial,
+    .start_dma = start_dma,
+    .interrupt = interrupt,
+    .vlog = edu_vlog,
+};
+
+/*
+ * What the library asks for
+ */
+
+static ssize_t access_bar0(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write)
+{
+    struct server *server = vfu_get_private(ctx);
+    uint64_t value = 0;
+    size_t used = count < sizeof(value) ? count : sizeof(value);
+
+    if (is_write) {
+        memcpy(&value, buf, used);
+        edu_write(&server->edu, (uint64_t)offset, count, le64toh(value));
+    } else {
+        memset(buf, 0, count);
+        value = htole64(edu_read(&server->edu, (uint64_t)offset, count));
+        memcpy(buf, &value, used);
+    }
+    return (ssize_t)count;
+}
+
+static void set_intx_mask(vfu_ctx_t *ctx, uint32_t start, uint32_t count, bool mask)
+{
+    struct server *server = vfu_get_private(ctx);
+
+    (void)start;
+    (void)count;
+    server->intx_masked = mask;
+    /* INTx is a level: it is still there when the mask goes. */
+    if (!mask && server->edu.regs.irq_status != 0) {
+        interrupt(server);
+    }
+}
+
+static int quiesce(vfu_ctx_t *ctx)
+{
+    struct server *server = vfu_get_private(ctx);
+
+    if (!edu_dma_running(&server->edu)) {
+        return 0;
+    }
+    server->quiescing = true;
+    errno = EBUSY;
+    return -1;
+}
+
+static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
+{
+    struct server *server = vfu_get_private(ctx);
+
+    /* The library has had the DMA end before, by the quiesce callback. */
+    if (type == VFU_RESET_LOST_CONN) {
+        server->intx_masked = false;
+        return 0;
+    }
+    vfu_log(ctx, LOG_INFO, "reset");
+    worker_drain(&server->factorial_worker);
+    edu_reset(&server->edu);
+    return 0;
+}
+
+static void dma_register(vfu_ctx_t *ctx, vfu_dma_info_t *info)
+{
+    vfu_log(ctx, LOG_INFO, "RAM at 0x%" PRIxPTR ", 0x%zx bytes, %s", (uintptr_t)info->iova.iov_base,
+            info->iova.iov_len, info->vaddr != NULL ? "shared" : "by messages");
+}
+
+static void dma_unregister(vfu_ctx_t *ctx, vfu_dma_info_t *info)
+{
+    vfu_log(ctx, LOG_INFO, "RAM at 0x%" PRIxPTR ", 0x%zx bytes, is gone",
+            (uintptr_t)info->iova.iov_base, info->iova.iov_len);
+}
+
+/*
+ * Set-up
+ */
+
+static int add_msi(struct server *server)
+{
+    struct msicap cap = { .hdr.id = PCI_CAP_ID_MSI, .mc.c64 = 1 };
+    ssize_t pos = vfu_pci_add_capability(server->ctx, 0, 0, &cap);
+
+    if (pos < 0) {
+        return -1;
+    }
+    server->msi =
+        (const struct msicap *)((const uint8_t *)vfu_pci_get_config_space(server->ctx) + pos);
+    return 0;
+}
+
+static int setup_pci(struct server *server)
+{
+    vfu_ctx_t *ctx = server->ctx;
+
+    if (vfu_pci_init(ctx, VFU_PCI_TYPE_CONVENTIONAL, PCI_HEADER_TYPE_NORMAL, 0) != 0) {
+        return -1;
+    }
+    vfu_pci_set_id(ctx, EDU_VENDOR_ID, EDU_DEVICE_ID, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID);
+    vfu_pci_set_class(ctx, CLASS_BASE, CLASS_SUB, 0);
+    vfu_pci_get_config_space(ctx)->hdr.rid = EDU_REVISION;
+    return add_msi(server);
+}
+
+static int setup_context(struct server *server)
+{
+    vfu_ctx_t *ctx = server->ctx;
+
+    if (setup_pci(server) != 0 ||
+        vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, EDU_BAR_SIZE, access_bar0,
+                         VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0) != 0 ||
+        vfu_setup_device_dma(ctx, LIBVFIO_USER_MAX_DMA_REGIONS, dma_register, dma_unregister) !=
+            0 ||
+        vfu_setup_device_reset_cb(ctx, reset) != 0 ||
+        vfu_setup_device_nr_irqs(ctx, VFU_DEV_INTX_IRQ, 1) != 0 ||
+        vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSI_IRQ, 1) != 0 ||
+        vfu_setup_irq_state_callback(ctx, VFU_DEV_INTX_IRQ, set_intx_mask) != 0) {
+        return -1;
+    }
+    vfu_setup_device_quiesce_cb(ctx, quiesce);
+    return vfu_realize_ctx(ctx);
+}
+
+static int start_threads(struct server *server)
+{
+    int err = dma_space_init(&server->dma_space, server->ctx);
+
+    if (err != 0) {
+        return err;
+    }
+    err = worker_start(&server->factorial_worker, factorial_job, server);
+    if (err != 0) {
+        dma_space_destroy(&server->dma_space);
+        return err;
+    }
+    err = worker_start(&server->dma_worker, dma_job, server);
+    if (err != 0) {
+        worker_stop(&server->factorial_worker);
+        dma_space_destroy(&server->dma_space);
+    }
+    return err;
+}
+
+int device_setup(struct server *server, const struct server_options *options)
+{
+    edu_init(&server->edu, &edu_ops, server, options->dma_mask_bits);
+    if (vfu_setup_log(server->ctx, print_log, options->log_level) != 0 ||
+        setup_context(server) != 0) {
+        return -errno;
+    }
+    return start_threads(server);
+}
+
+void device_stop(struct server *server)
+{
+    worker_stop(&server->dma_worker);
+    worker_stop(&server->factorial_worker);
+    dma_space_destroy(&server->dma_space);
+}
