@@ -277,16 +277,31 @@ static void add_iommu(struct json_object *caps, const struct iommu_caps *iommu)
     }
 }
 
-static char *render(const struct server_offer *offer, const struct agreed_caps *agreed)
+static bool named(struct json_object *proposal, const char *name)
+{
+    return json_object_object_get_ex(proposal, name, NULL);
+}
+
+/*
+ * Clients of the plain protocol have always been sent the first two members. A client of the
+ * IOMMU extension is sent only members that it named itself.
+ */
+static char *render(struct json_object *proposal, const struct server_offer *offer,
+                    const struct agreed_caps *agreed)
 {
     struct json_object *root = json_object_new_object();
     struct json_object *caps = add_object(root, "capabilities"), *part;
+    bool all = !agreed->iommu.present;
     const char *text;
     char *copy;
 
-    add_int(caps, "max_msg_fds", SERVER_MAX_MSG_FDS);
-    add_int(caps, "max_data_xfer_size", WIRE_MAX_DATA_XFER);
-    if (offer->migration) {
+    if (all || named(proposal, "max_msg_fds")) {
+        add_int(caps, "max_msg_fds", SERVER_MAX_MSG_FDS);
+    }
+    if (all || named(proposal, "max_data_xfer_size")) {
+        add_int(caps, "max_data_xfer_size", WIRE_MAX_DATA_XFER);
+    }
+    if (offer->migration && (all || named(proposal, "migration"))) {
         add_int(add_object(caps, "migration"), "pgsize", offer->pgsize);
     }
     if (agreed->twin_socket) {
@@ -308,28 +323,24 @@ static char *render(const struct server_offer *offer, const struct agreed_caps *
 
 /*
  * QEMU (10.1 and later) reads the reply into a buffer as long as its request and gives up on a
- * longer one. What only some clients use is left out until it fits; the rest is what every client
- * of the plain protocol has always been sent.
+ * longer one, so what upstream servers do not send is left out if need be.
  */
 char *negotiate_answer(const char *text, const struct server_offer *offer,
                        struct agreed_caps *agreed)
 {
-    char *answer = render(offer, agreed);
+    struct json_object *root = text != NULL ? json_tokener_parse(text) : NULL, *proposal = NULL;
+    char *answer;
 
-    for (int left_out = 0; answer != NULL && text != NULL && left_out < 3; left_out++) {
-        if (strlen(answer) <= strlen(text)) {
-            break;
-        }
-        if (left_out == 0) {
-            agreed->write_multiple = false;
-        } else if (left_out == 1) {
-            agreed->twin_socket = false;
-        } else {
-            memset(&agreed->iommu, 0, sizeof(agreed->iommu));
-        }
+    json_object_object_get_ex(root, "capabilities", &proposal);
+    answer = render(proposal, offer, agreed);
+    if (answer != NULL && text != NULL && strlen(answer) > strlen(text) &&
+        (agreed->write_multiple || agreed->iommu.present)) {
         free(answer);
-        answer = render(offer, agreed);
+        agreed->write_multiple = false;
+        memset(&agreed->iommu, 0, sizeof(agreed->iommu));
+        answer = render(proposal, offer, agreed);
     }
+    json_object_put(root);
     return answer;
 }
 
@@ -381,12 +392,15 @@ static int refuse(struct stream *stream, const struct vfio_user_header *req, int
     return err;
 }
 
-/* Receives until the first message is whole. */
+/*
+ * Receives the first message, and not a byte more: what follows must stay in the socket, where
+ * whoever polls it sees it.
+ */
 static int receive_version(struct stream *stream, uint64_t deadline,
                            struct vfio_user_header *hdr, const struct logger *log)
 {
     for (;;) {
-        size_t held = stream_buffered(stream);
+        size_t held = stream_buffered(stream), want = sizeof(*hdr);
         ssize_t n;
 
         if (held >= sizeof(*hdr)) {
@@ -397,11 +411,12 @@ static int receive_version(struct stream *stream, uint64_t deadline,
                         hdr->cmd, hdr->msg_size, hdr->flags);
                 return -EINVAL;
             }
-            if (held >= hdr->msg_size) {
+            want = hdr->msg_size;
+            if (held == want) {
                 return 0;
             }
         }
-        n = stream_receive(stream, WIRE_MAX_MESSAGE, false);
+        n = stream_receive(stream, want - held, false);
         if (n == -EAGAIN) {
             struct pollfd pfd = { .fd = stream->rx_fd, .events = POLLIN };
 

@@ -296,7 +296,7 @@ static void cond_wait_until(struct session *s, uint64_t deadline)
 }
 
 /* Sleeps until the channel is readable or somebody wakes us. Lock held, dropped meanwhile. */
-static bool poll_channel(struct session *s, struct channel *ch, uint64_t deadline)
+static short poll_channel(struct session *s, struct channel *ch, uint64_t deadline)
 {
     struct pollfd pfds[2] = {
         { .fd = ch->stream.rx_fd, .events = POLLIN },
@@ -315,19 +315,26 @@ static bool poll_channel(struct session *s, struct channel *ch, uint64_t deadlin
     if (s->waiters > 0) {
         pthread_cond_broadcast(&s->cond);
     }
-    return pfds[0].revents != 0;
+    return pfds[0].revents;
 }
 
 /* One step towards the reply: reads, or waits until somebody else has. Lock held. */
 static void wait_step(struct session *s, struct channel *ch, uint64_t deadline)
 {
     uint64_t retry;
+    short events;
 
     if (ch->reading || ch->polling) {
         cond_wait_until(s, deadline);
         return;
     }
-    if (!poll_channel(s, ch, deadline) || ch->reading || channel_pump(s, ch) != 0) {
+    events = poll_channel(s, ch, deadline);
+    if (events == 0 || ch->reading || channel_pump(s, ch) != 0) {
+        return;
+    }
+    if (events & (POLLHUP | POLLERR)) {
+        /* What the client left behind is for the control thread; a reply will not come any more. */
+        txn_end_all(s, -ENOTCONN);
         return;
     }
     /* Readable, and yet nothing we may take: a command is first, and the control thread's. */

@@ -136,6 +136,11 @@ int wire_check_request(const struct vfio_user_header *hdr, const uint8_t *payloa
     const struct command_rule *rule = command_rule(hdr->cmd);
     int prefix;
 
+    if ((hdr->flags & VFIO_USER_F_TYPE_MASK) != VFIO_USER_F_TYPE_COMMAND) {
+        log_err(log, "%s id %u: flags 0x%x are of neither a command nor a reply",
+                command_name(hdr->cmd), hdr->msg_id, hdr->flags);
+        return -EINVAL;
+    }
     if (rule == NULL || rule->from != FROM_CLIENT) {
         log_err(log, "command %u (%s) id %u is not one a client sends", hdr->cmd,
                 command_name(hdr->cmd), hdr->msg_id);
