@@ -127,7 +127,6 @@ static void attach_client(struct server *server)
 {
     if (vfu_attach_ctx(server->ctx) == 0) {
         server->attached = true;
-        vfu_log(server->ctx, LOG_INFO, "a client attached");
     } else if (errno != EAGAIN && errno != EWOULDBLOCK) {
         vfu_log(server->ctx, LOG_WARNING, "a client could not attach: %s", strerror(errno));
     }
