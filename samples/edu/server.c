@@ -160,12 +160,15 @@ static int client_fd(const struct server *server)
  * DMA by messages waits for a client that may not answer any more: ending the connection ends it,
  * by the way of every lost connection.
  */
-static void begin_to_stop(struct server *server)
+static int begin_to_stop(struct server *server)
 {
     server->stopping = true;
-    if (edu_dma_running(&server->edu)) {
-        (void)shutdown(vfu_get_poll_fd(server->ctx), SHUT_RDWR);
+    if (!edu_dma_running(&server->edu)) {
+        return 0;
     }
+    (void)shutdown(vfu_get_poll_fd(server->ctx), SHUT_RDWR);
+    /* Its end is not polled for while the library waits for the DMA. */
+    return serve_client(server);
 }
 
 static bool stopped(const struct server *server)
@@ -198,7 +201,7 @@ int server_run(struct server *server)
         }
         if (fds[SIGNAL].revents != 0) {
             fds[SIGNAL].fd = -1;
-            begin_to_stop(server);
+            err = begin_to_stop(server);
             continue;
         }
         if (fds[FACTORIAL].revents != 0) {
