@@ -24,4 +24,8 @@ static inline void *api_null(int err)
     return NULL;
 }
 
+/* vfu_sgl_read() and vfu_sgl_write(): 0 or a negative errno. */
+int api_sgl_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
+                 bool to_guest);
+
 #endif /* VFU_API_API_H */

@@ -5,6 +5,7 @@
 #include "device/dma_command.h"
 #include "device/migration.h"
 #include "device/pci.h"
+#include "iommu/iommu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -103,6 +104,7 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     pci_config_destroy(&vfu_ctx->pci);
     vfu_ctx->tran.ops->close(&vfu_ctx->tran);
     migration_destroy(vfu_ctx);
+    iommu_destroy(vfu_ctx);
     dma_destroy(vfu_ctx->dma);
     regions_destroy(vfu_ctx);
     free(vfu_ctx->scratch);

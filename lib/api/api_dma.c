@@ -102,8 +102,8 @@ static int copy_by_message(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, b
     return err;
 }
 
-static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
-                bool to_guest)
+int api_sgl_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
+                 bool to_guest)
 {
     if (vfu_ctx->dma == NULL || (flags & ~VFU_SGL_DIRECT_ACCESS) != 0) {
         return -EINVAL;
@@ -132,12 +132,12 @@ static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *da
 
 int(vfu_sgl_read)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)
 {
-    return api_result(copy(vfu_ctx, sg, sg_cnt, data, flags, false));
+    return api_result(api_sgl_copy(vfu_ctx, sg, sg_cnt, data, flags, false));
 }
 
 int(vfu_sgl_write)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)
 {
-    return api_result(copy(vfu_ctx, sg, sg_cnt, data, flags, true));
+    return api_result(api_sgl_copy(vfu_ctx, sg, sg_cnt, data, flags, true));
 }
 
 int vfu_sgl_read_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data)

@@ -7,6 +7,7 @@
 #include "device/irq_command.h"
 #include "device/migration.h"
 #include "device/reset.h"
+#include "iommu/iommu.h"
 #include "util/range.h"
 
 #include <errno.h>
@@ -43,6 +44,7 @@ static command_fn *const handlers[] = {
     [VFIO_USER_DEVICE_FEATURE] = feature_command,
     [VFIO_USER_MIG_DATA_READ] = migration_command_read,
     [VFIO_USER_MIG_DATA_WRITE] = migration_command_write,
+    [VFIO_USER_ATS_INVALIDATE] = iommu_command_invalidate,
 };
 
 /* Does this access touch the Device Control register, by which the guest resets the function? */

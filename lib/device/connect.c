@@ -3,6 +3,7 @@
 
 #include "device/ctx.h"
 #include "device/reset.h"
+#include "iommu/iommu.h"
 #include "util/clock.h"
 
 #include <errno.h>
@@ -24,6 +25,7 @@ static struct server_offer make_offer(const struct vfu_ctx *ctx)
         .pgsize = (uint32_t)sysconf(_SC_PAGESIZE),
     };
 
+    iommu_offer(ctx, &offer.iommu);
     return offer;
 }
 
@@ -49,6 +51,7 @@ void device_drop_newcomer(struct vfu_ctx *ctx)
 int device_attach(struct vfu_ctx *ctx)
 {
     const struct server_offer offer = make_offer(ctx);
+    struct wire_features features;
     struct stream twin;
     uint64_t deadline;
     int err;
@@ -79,7 +82,15 @@ int device_attach(struct vfu_ctx *ctx)
         return err;
     }
     ctx->has_newcomer = false;
-    session_open(&ctx->session, &ctx->newcomer, ctx->agreed.twin_socket ? &twin : NULL);
+    features = (struct wire_features){
+        .pasid = ctx->agreed.iommu.pasid.present,
+        .ats = ctx->agreed.iommu.ats.present,
+        .pri = ctx->agreed.iommu.pri.present,
+        .pasid_bits = ctx->agreed.iommu.pasid.bits,
+    };
+    session_open(&ctx->session, &ctx->newcomer, ctx->agreed.twin_socket ? &twin : NULL, &features,
+                 ctx->agreed.max_data_xfer_size);
+    iommu_connected(ctx);
     log_info(&ctx->log, "client attached: version 0.%u, transfers of up to %u bytes",
              ctx->agreed.minor, ctx->agreed.max_data_xfer_size);
     return 0;

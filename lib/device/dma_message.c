@@ -88,7 +88,7 @@ static int finish(struct vfu_ctx *ctx, struct piece *piece)
 int dma_message_copy(struct vfu_ctx *ctx, const struct dma_message_target *target, size_t len,
                      void *data, bool to_guest)
 {
-    const size_t most = MIN(ctx->agreed.max_data_xfer_size, WIRE_MAX_DATA_XFER);
+    const size_t most = session_max_transfer(&ctx->session);
     struct piece pieces[WINDOW];
     size_t offset = 0, started = 0, finished = 0;
     int err = 0;

@@ -111,6 +111,13 @@ static int logging_stop(struct vfu_ctx *ctx, struct request *req,
     return echo(ctx, req);
 }
 
+/* What a VMM migrates is guest memory: with ATS, that is the translated space. */
+static struct dma_space *logged_space(const struct vfu_ctx *ctx)
+{
+    return ctx->agreed.iommu.ats.present ? dma_translated_space(ctx->dma)
+                                         : dma_requester_space(ctx->dma);
+}
+
 static int logging_report(struct vfu_ctx *ctx, struct request *req,
                           const struct vfio_user_device_feature *head, const uint8_t *data,
                           size_t len)
@@ -138,7 +145,7 @@ static int logging_report(struct vfu_ctx *ctx, struct request *req,
         return too_short(ctx, req, "the dirty bitmap");
     }
     memcpy(out->data, &report, sizeof(report));
-    err = dma_dirty_report(dma_requester_space(ctx->dma), range, report.page_size,
+    err = dma_dirty_report(logged_space(ctx), range, report.page_size,
                            out->data + sizeof(report), bitmap);
     if (err < 0) {
         return err;

@@ -3,6 +3,7 @@
 
 #include "device/ctx.h"
 #include "device/reset.h"
+#include "iommu/iommu.h"
 
 static const struct region *config_region(const struct vfu_ctx *ctx)
 {
@@ -35,7 +36,12 @@ static void msix_changed(void *owner, bool enabled, bool masked)
 
 static void iommu_changed(void *owner)
 {
-    (void)owner;
+    iommu_registers_changed(owner);
+}
+
+static void pri_reset(void *owner)
+{
+    iommu_pri_reset(owner);
 }
 
 const struct pci_config_ops device_pci_ops = {
@@ -44,7 +50,7 @@ const struct pci_config_ops device_pci_ops = {
     .reset_function = reset,
     .msix_changed = msix_changed,
     .iommu_changed = iommu_changed,
-    .pri_reset = iommu_changed,
+    .pri_reset = pri_reset,
 };
 
 int device_pci_realize(struct vfu_ctx *ctx)

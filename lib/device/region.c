@@ -3,6 +3,7 @@
 
 #include "device/ctx.h"
 #include "device/migration.h"
+#include "iommu/iommu.h"
 #include "util/range.h"
 
 #include <errno.h>
@@ -165,6 +166,7 @@ static ssize_t config_access(struct vfu_ctx *ctx, char *buf, size_t count, uint6
     if (region->flags & VFU_REGION_FLAG_ALWAYS_CB) {
         return region_call_device(ctx, region, buf, count, offset, is_write);
     }
+    iommu_sync_registers(ctx);
     return pci_config_access(&ctx->pci, buf, count, offset, is_write);
 }
 

@@ -3,6 +3,7 @@
 
 #include "device/ctx.h"
 #include "device/dma_command.h"
+#include "iommu/iommu.h"
 
 #include <errno.h>
 #include <string.h>
@@ -26,16 +27,19 @@ static int call_device(struct vfu_ctx *ctx, vfu_reset_type_t type, const char *w
 int reset_command(struct vfu_ctx *ctx, struct request *req)
 {
     (void)req;
+    iommu_reset(ctx);
     return call_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
 }
 
 int reset_function(struct vfu_ctx *ctx)
 {
+    iommu_reset(ctx);
     return call_device(ctx, VFU_RESET_PCI_FLR, "function level reset");
 }
 
 void device_connection_lost(struct vfu_ctx *ctx)
 {
+    iommu_disconnected(ctx);
     call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
     dma_command_forget_all(ctx);
     irqs_close_all(&ctx->irqs);

@@ -311,7 +311,12 @@ void channel_route_reply(struct session *s, struct channel *ch,
             err = copy_reply(s, txn, hdr, payload, len);
         }
         pthread_mutex_lock(&s->lock);
-        txn_end(s, txn, err);
+        if (txn->sending) {
+            txn->error = err;
+            txn->state = TXN_ANSWERED;
+        } else {
+            txn_end(s, txn, err);
+        }
         pthread_mutex_unlock(&s->lock);
     }
     stream_consume(&ch->stream, hdr->msg_size, fds, &nr_fds, &lost);

@@ -60,13 +60,16 @@ void session_destroy(struct session *s)
     pthread_mutex_destroy(&s->lock);
 }
 
-void session_open(struct session *s, struct stream *stream, struct stream *twin)
+void session_open(struct session *s, struct stream *stream, struct stream *twin,
+                  const struct wire_features *features, uint32_t max_transfer)
 {
     pthread_mutex_lock(&s->lock);
+    s->features = *features;
+    s->max_transfer = max_transfer < WIRE_MAX_DATA_XFER ? max_transfer : WIRE_MAX_DATA_XFER;
     s->broken = 0;
     s->held = false;
     s->control = pthread_self();
-    txn_table_init(&s->txns);
+    s->txns.nr_abandoned = 0;
     channel_open(&s->main, stream);
     if (twin != NULL) {
         channel_open(&s->twin, twin);
@@ -108,6 +111,26 @@ void session_close(struct session *s)
     s->parked_bytes = 0;
     close_channel(s, &s->twin);
     close_channel(s, &s->main);
+}
+
+uint32_t session_max_transfer(struct session *s)
+{
+    uint32_t max;
+
+    pthread_mutex_lock(&s->lock);
+    max = s->max_transfer;
+    pthread_mutex_unlock(&s->lock);
+    return max;
+}
+
+uint64_t session_late_replies(struct session *s)
+{
+    uint64_t late;
+
+    pthread_mutex_lock(&s->lock);
+    late = s->txns.late_replies;
+    pthread_mutex_unlock(&s->lock);
+    return late;
 }
 
 int session_error(struct session *s)

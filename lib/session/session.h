@@ -60,7 +60,7 @@ struct session {
     void *owner;
     const struct logger *log;
     struct wire_features features;
-    uint32_t peer_max_xfer; /* the client's max_data_xfer_size */
+    uint32_t max_transfer; /* of data in one message, as the client takes it */
 
     struct channel main;
     struct channel twin; /* the server's commands, when the client took a twin socket */
@@ -89,7 +89,8 @@ int session_init(struct session *s, const struct session_ops *ops, void *owner,
 void session_destroy(struct session *s);
 
 /* Takes the stream of a new client over, after its negotiation; twin may be NULL. */
-void session_open(struct session *s, struct stream *stream, struct stream *twin);
+void session_open(struct session *s, struct stream *stream, struct stream *twin,
+                  const struct wire_features *features, uint32_t max_transfer);
 
 /*
  * Ends the connection: transactions fail with -ENOTCONN, parked requests are dropped, other
@@ -119,6 +120,20 @@ void session_hold(struct session *s);
 
 /* Ends that. first, unless NULL, is a detached request to dispatch again before all others. */
 void session_release(struct session *s, struct request *first);
+
+/*
+ * Waits until finished(arg), reading and running completions meanwhile. Whoever makes that true
+ * calls session_wake(). finished() is called with the session's lock held. Any thread.
+ */
+void session_wait(struct session *s, bool (*finished)(void *arg), void *arg);
+void session_wake(struct session *s);
+
+/* Until the first deadline of an asynchronous transaction, for poll(): -1 for none. */
+int session_timeout_ms(struct session *s);
+
+/* Any thread. */
+uint32_t session_max_transfer(struct session *s);
+uint64_t session_late_replies(struct session *s);
 
 /* Any thread: 0, or the negative errno that ended the connection. */
 int session_error(struct session *s);

@@ -94,9 +94,8 @@ void txn_end(struct session *s, struct txn *txn, int err)
     if (txn->done != NULL) {
         TAILQ_INSERT_TAIL(&s->txns.completed, txn, link);
         session_wake_control(s);
-    } else {
-        wake_waiters(s);
     }
+    wake_waiters(s);
 }
 
 /* Ends one whose reply may still come. Too many of them, and the client is not one to talk to. */
@@ -118,8 +117,8 @@ void txn_end_all(struct session *s, int err)
 
     for (txn = TAILQ_FIRST(&s->txns.pending); txn != NULL; txn = next) {
         next = TAILQ_NEXT(txn, link);
-        /* The reader that copies its reply ends that one itself. */
-        if (txn->state == TXN_PENDING) {
+        /* Whoever sends it, or copies its reply, ends that one itself. */
+        if (txn->state == TXN_PENDING && !txn->sending) {
             txn_end(s, txn, err);
         }
     }
@@ -137,7 +136,7 @@ void txn_expire(struct session *s)
     for (txn = TAILQ_FIRST(&t->pending); txn != NULL; txn = next) {
         next = TAILQ_NEXT(txn, link);
         /* One with a waiter is ended by it, at the same deadline. */
-        if (txn->done == NULL || txn->state != TXN_PENDING) {
+        if (txn->done == NULL || txn->state != TXN_PENDING || txn->sending) {
             continue;
         }
         if (txn->deadline <= now) {
@@ -225,6 +224,22 @@ static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t f
     return channel_send(s, ch, ch->epoch, iov, 1 + nr_out, NULL, 0);
 }
 
+/*
+ * The request has left, or failed to, which has broken the session. What happened meanwhile takes
+ * effect now; after this the transaction may end, and its memory be gone, at any time.
+ */
+static void sent(struct session *s, struct txn *txn)
+{
+    txn->sending = false;
+    if (txn->state == TXN_ANSWERED) {
+        txn_end(s, txn, txn->error);
+    } else if (txn->state == TXN_PENDING && s->broken != 0) {
+        txn_end(s, txn, -ENOTCONN);
+    } else if (txn->state == TXN_PENDING && txn->end_early != 0) {
+        abandon(s, txn, txn->end_early);
+    }
+}
+
 int txn_start(struct session *s, struct txn *txn)
 {
     struct txn_table *t = &s->txns;
@@ -243,6 +258,8 @@ int txn_start(struct session *s, struct txn *txn)
     s->users++;
     txn->id = next_id(t);
     txn->state = TXN_PENDING;
+    txn->sending = true;
+    txn->end_early = 0;
     txn->error = 0;
     txn->reply_len = 0;
     LIST_INSERT_HEAD(bucket_of(t, txn->id), txn, bucket);
@@ -254,8 +271,10 @@ int txn_start(struct session *s, struct txn *txn)
     }
     pthread_mutex_unlock(&s->lock);
 
-    /* A failed send breaks the session, which ends this transaction with all the others. */
     send_command(s, txn->id, txn->cmd, txn->flags, txn->out, txn->nr_out);
+    pthread_mutex_lock(&s->lock);
+    sent(s, txn);
+    pthread_mutex_unlock(&s->lock);
     leave_and_deliver(s);
     return 0;
 }
@@ -342,6 +361,18 @@ static void wait_step(struct session *s, struct channel *ch, uint64_t deadline)
     cond_wait_until(s, retry < deadline ? retry : deadline);
 }
 
+/* Somebody must run what this thread has read for others: we, if the control thread is away. */
+static bool deliver_for_others(struct session *s)
+{
+    if (s->running || TAILQ_EMPTY(&s->txns.completed)) {
+        return false;
+    }
+    pthread_mutex_unlock(&s->lock);
+    txn_deliver(s);
+    pthread_mutex_lock(&s->lock);
+    return true;
+}
+
 int txn_wait(struct session *s, struct txn *txn)
 {
     struct channel *ch = txn_channel(s);
@@ -350,6 +381,9 @@ int txn_wait(struct session *s, struct txn *txn)
     pthread_mutex_lock(&s->lock);
     s->users++;
     while (txn->state != TXN_DONE) {
+        if (deliver_for_others(s)) {
+            continue;
+        }
         if (txn->state == TXN_RECEIVING) {
             cond_wait_until(s, DEADLINE_NEVER);
         } else if (txn->deadline != DEADLINE_NEVER && clock_now_ns() >= txn->deadline) {
@@ -373,7 +407,8 @@ bool txn_cancel(struct session *s, struct txn *txn, int err)
     bool ours, overrun = false;
 
     pthread_mutex_lock(&s->lock);
-    ours = txn->state == TXN_PENDING;
+    ours = txn->state == TXN_PENDING && !txn->sending;
+    txn->end_early = err;
     if (ours) {
         overrun = !abandon(s, txn, err);
         if (txn->done != NULL) {
@@ -388,4 +423,44 @@ bool txn_cancel(struct session *s, struct txn *txn, int err)
         txn->done(txn);
     }
     return ours;
+}
+
+/* Completions lead to what is waited for, so they run here, whoever else could run them. */
+void session_wait(struct session *s, bool (*finished)(void *arg), void *arg)
+{
+    struct channel *ch = txn_channel(s);
+
+    pthread_mutex_lock(&s->lock);
+    s->users++;
+    while (!finished(arg)) {
+        if (!TAILQ_EMPTY(&s->txns.completed)) {
+            pthread_mutex_unlock(&s->lock);
+            txn_deliver(s);
+            pthread_mutex_lock(&s->lock);
+        } else if (s->main.open && s->broken == 0) {
+            wait_step(s, ch, s->txns.next_deadline);
+            txn_expire(s);
+        } else {
+            cond_wait_until(s, DEADLINE_NEVER);
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    leave_and_deliver(s);
+}
+
+void session_wake(struct session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    wake_waiters(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+int session_timeout_ms(struct session *s)
+{
+    uint64_t deadline;
+
+    pthread_mutex_lock(&s->lock);
+    deadline = s->txns.next_deadline;
+    pthread_mutex_unlock(&s->lock);
+    return deadline_poll_ms(deadline);
 }

@@ -16,6 +16,7 @@ enum txn_state {
     TXN_IDLE,
     TXN_PENDING, /* in the table, its request sent or being sent */
     TXN_RECEIVING, /* its reply is being copied */
+    TXN_ANSWERED, /* its reply came before the request had left whole */
     TXN_DONE,
 };
 
@@ -43,6 +44,8 @@ struct txn {
     /* The engine's. */
     uint16_t id;
     enum txn_state state;
+    bool sending; /* its memory is in use by a send: whoever sends ends it */
+    int end_early; /* asked for meanwhile: a negative errno */
     LIST_ENTRY(txn) bucket;
     TAILQ_ENTRY(txn) link;
 };
@@ -80,7 +83,8 @@ int txn_wait(struct session *s, struct txn *txn);
 
 /*
  * Ends a pending transaction with err. True when this call ended it (its callback, if any, has
- * run on return); false when it was done or is about to be.
+ * run on return); false when it was done or is about to be, on another thread. The caller sees
+ * to it that the memory is there.
  */
 bool txn_cancel(struct session *s, struct txn *txn, int err);
 
