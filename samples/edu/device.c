@@ -109,12 +109,10 @@ void device_dma_done(struct server *server)
     }
 }
 
-/* Masking and Interrupt Disable are for INTx alone (PCIe 7.5.1.1.3). */
+/* Interrupt Disable is for INTx alone (PCIe 7.5.1.1.3). */
 static bool interrupt_enabled(const struct server *server)
 {
-    const vfu_pci_config_space_t *config = vfu_pci_get_config_space(server->ctx);
-
-    return server->msi->mc.msie || (!server->intx_masked && !config->hdr.cmd.id);
+    return server->msi->mc.msie || !vfu_pci_get_config_space(server->ctx)->hdr.cmd.id;
 }
 
 static void interrupt(void *owner)
@@ -158,14 +156,13 @@ static ssize_t access_bar0(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offse
     return (ssize_t)count;
 }
 
-static void set_intx_mask(vfu_ctx_t *ctx, uint32_t start, uint32_t count, bool mask)
+/* INTx is a level: whoever unmasks it without having dealt with its cause gets it again. */
+static void intx_mask_changed(vfu_ctx_t *ctx, uint32_t start, uint32_t count, bool mask)
 {
     struct server *server = vfu_get_private(ctx);
 
     (void)start;
     (void)count;
-    server->intx_masked = mask;
-    /* INTx is a level: it is still there when the mask goes. */
     if (!mask && server->edu.regs.irq_status != 0) {
         interrupt(server);
     }
@@ -187,9 +184,8 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 {
     struct server *server = vfu_get_private(ctx);
 
-    /* The library has had the DMA end before, by the quiesce callback. */
+    /* The library has had the DMA end before, by the quiesce callback. The rest is kept. */
     if (type == VFU_RESET_LOST_CONN) {
-        server->intx_masked = false;
         return 0;
     }
     vfu_log(ctx, LOG_INFO, "reset");
@@ -252,7 +248,7 @@ static int setup_context(struct server *server)
         vfu_setup_device_reset_cb(ctx, reset) != 0 ||
         vfu_setup_device_nr_irqs(ctx, VFU_DEV_INTX_IRQ, 1) != 0 ||
         vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSI_IRQ, 1) != 0 ||
-        vfu_setup_irq_state_callback(ctx, VFU_DEV_INTX_IRQ, set_intx_mask) != 0) {
+        vfu_setup_irq_state_callback(ctx, VFU_DEV_INTX_IRQ, intx_mask_changed) != 0) {
         return -1;
     }
     vfu_setup_device_quiesce_cb(ctx, quiesce);

@@ -31,8 +31,7 @@ struct server {
     int signal_fd; /* SIGTERM, SIGINT */
     bool stopping; /* a signal came */
     bool attached;
-    bool quiescing;   /* the library waits for the DMA to end */
-    bool intx_masked; /* by the client */
+    bool quiescing; /* the library waits for the DMA to end */
     const struct msicap *msi;
 
     struct worker factorial_worker;
