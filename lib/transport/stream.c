@@ -210,14 +210,61 @@ void stream_consume(struct stream *s, size_t n, int *fds, size_t *nr_fds, bool *
     s->pos = end;
 }
 
-ssize_t stream_send(struct stream *s, const struct iovec *iov, size_t nr_iov, const int *fds,
-                    size_t nr_fds)
+/* Up to this size, copying the parts together is cheaper than having the kernel gather them. */
+#define GATHER_BY_COPY 512
+
+/* The parts as one piece in buf: its length, or 0 when they are too large for that. */
+static size_t gather(const struct iovec *iov, size_t nr_iov, char buf[GATHER_BY_COPY])
+{
+    size_t len = 0;
+
+    for (size_t i = 0; i < nr_iov; i++) {
+        if (iov[i].iov_len > GATHER_BY_COPY - len) {
+            return 0;
+        }
+        memcpy(buf + len, iov[i].iov_base, iov[i].iov_len);
+        len += iov[i].iov_len;
+    }
+    return len;
+}
+
+static ssize_t send_plain(struct stream *s, const struct iovec *iov, size_t nr_iov)
+{
+    struct msghdr msg = { .msg_iov = (struct iovec *)iov, .msg_iovlen = nr_iov };
+    char buf[GATHER_BY_COPY];
+    size_t len = gather(iov, nr_iov, buf);
+
+    return len > 0 ? send(s->tx_fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT)
+                   : sendmsg(s->tx_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static ssize_t send_with_fds(struct stream *s, const struct iovec *iov, size_t nr_iov,
+                             const int *fds, size_t nr_fds)
 {
     union {
         char bytes[CMSG_SPACE(STREAM_MAX_FDS * sizeof(int))];
         struct cmsghdr align;
     } control;
-    struct msghdr msg = { .msg_iov = (struct iovec *)iov, .msg_iovlen = nr_iov };
+    struct msghdr msg = {
+        .msg_iov = (struct iovec *)iov,
+        .msg_iovlen = nr_iov,
+        .msg_control = control.bytes,
+        .msg_controllen = CMSG_SPACE(nr_fds * sizeof(int)),
+    };
+    struct cmsghdr *c;
+
+    memset(&control, 0, CMSG_SPACE(nr_fds * sizeof(int)));
+    c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(nr_fds * sizeof(int));
+    memcpy(CMSG_DATA(c), fds, nr_fds * sizeof(int));
+    return sendmsg(s->tx_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+ssize_t stream_send(struct stream *s, const struct iovec *iov, size_t nr_iov, const int *fds,
+                    size_t nr_fds)
+{
     ssize_t n;
 
     if (nr_fds > STREAM_MAX_FDS) {
@@ -225,21 +272,11 @@ ssize_t stream_send(struct stream *s, const struct iovec *iov, size_t nr_iov, co
     }
     if (!s->is_socket) {
         n = writev(s->tx_fd, iov, (int)nr_iov);
-        return n < 0 ? -errno : n;
+    } else if (nr_fds > 0) {
+        n = send_with_fds(s, iov, nr_iov, fds, nr_fds);
+    } else {
+        n = send_plain(s, iov, nr_iov);
     }
-    if (nr_fds > 0) {
-        struct cmsghdr *c;
-
-        memset(&control, 0, CMSG_SPACE(nr_fds * sizeof(int)));
-        msg.msg_control = control.bytes;
-        msg.msg_controllen = CMSG_SPACE(nr_fds * sizeof(int));
-        c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(nr_fds * sizeof(int));
-        memcpy(CMSG_DATA(c), fds, nr_fds * sizeof(int));
-    }
-    n = sendmsg(s->tx_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0) {
         return errno == EPIPE ? -ECONNRESET : -errno;
     }
