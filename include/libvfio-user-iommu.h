@@ -132,8 +132,8 @@ struct vfu_dma_request {
     void *pvt;      /* the caller's */
     /*
      * The end of vfu_dma_resolve(): error is 0, and nr_sgs entries of sgl are filled, referenced,
-     * and have their host address in iov (iov_base NULL: use vfu_sgl_read() and _write()). Or it
-     * is an errno, see vfu_dma_resolve().
+     * and have their host address in iov (iov_base NULL: use vfu_dma_move()). Or it is an errno,
+     * see vfu_dma_resolve().
      */
     void (*done)(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, int error);
     /*
@@ -171,6 +171,14 @@ int vfu_dma_resolve(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req);
 
 /* The same, waiting; req->done is not used. Returns 0, or -1 with one of the errno above. */
 int vfu_dma_resolve_wait(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req);
+
+/*
+ * Copies within what was resolved, by mapping or by messages: len bytes between data and guest
+ * memory, from offset bytes behind req->addr on. Returns 0, or -1 with errno: EINVAL (outside of
+ * the request, or not resolved for writing), EFAULT, EIO, ETIMEDOUT, ENOTCONN. Any thread.
+ */
+int vfu_dma_move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, void *data,
+                 size_t len, bool to_guest);
 
 /*
  * Ends the use of what was resolved: puts the references, and marks pages dirty where prot had

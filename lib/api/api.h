@@ -24,8 +24,10 @@ static inline void *api_null(int err)
     return NULL;
 }
 
-/* vfu_sgl_read() and vfu_sgl_write(): 0 or a negative errno. */
-int api_sgl_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
-                 bool to_guest);
+/*
+ * Moves the bytes of one scatter entry to which a reference is held: by mapping if direct is set
+ * and there is one, else by messages. 0 or a negative errno.
+ */
+int api_held_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, bool direct, bool to_guest);
 
 #endif /* VFU_API_API_H */

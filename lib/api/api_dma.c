@@ -80,30 +80,23 @@ bool vfu_sg_is_mappable(vfu_ctx_t *vfu_ctx, dma_sg_t *sg)
     return vfu_ctx->dma != NULL && dma_sg_is_mappable(vfu_ctx->dma, sg);
 }
 
-/* By message: the reference keeps an unmap waiting until the transfer is done. */
-static int copy_by_message(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, bool to_guest)
+/* A reference to the entry is held: an unmap or invalidation waits until this is done. */
+int api_held_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, bool direct, bool to_guest)
 {
+    struct dma_message_target to;
     struct dma_target target;
-    int err = dma_sgl_hold(vfu_ctx->dma, sg, 1);
+    int err = direct ? dma_held_copy(vfu_ctx->dma, sg, data, to_guest) : -ENOTSUP;
 
-    if (err < 0) {
+    if (err != -ENOTSUP) {
         return err;
     }
-    err = dma_sg_target(vfu_ctx->dma, sg, &target);
-    if (err == 0) {
-        const struct dma_message_target to = {
-            .space = target.space,
-            .address = target.address,
-        };
-
-        err = dma_message_copy(vfu_ctx, &to, sg->length, data, to_guest);
-    }
-    dma_sgl_release(vfu_ctx->dma, sg, 1);
-    return err;
+    dma_held_target(vfu_ctx->dma, sg, &target);
+    to = (struct dma_message_target){ .space = target.space, .address = target.address };
+    return dma_message_copy(vfu_ctx, &to, sg->length, data, to_guest);
 }
 
-int api_sgl_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
-                 bool to_guest)
+static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
+                bool to_guest)
 {
     if (vfu_ctx->dma == NULL || (flags & ~VFU_SGL_DIRECT_ACCESS) != 0) {
         return -EINVAL;
@@ -114,14 +107,13 @@ int api_sgl_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *d
         }
     }
     for (size_t i = 0; i < cnt; i++) {
-        int err = -ENOTSUP;
+        int err = dma_sgl_hold(vfu_ctx->dma, &sgl[i], 1);
 
-        if (flags & VFU_SGL_DIRECT_ACCESS) {
-            err = dma_sg_copy(vfu_ctx->dma, &sgl[i], data, to_guest);
+        if (err < 0) {
+            return err;
         }
-        if (err == -ENOTSUP) {
-            err = copy_by_message(vfu_ctx, &sgl[i], data, to_guest);
-        }
+        err = api_held_copy(vfu_ctx, &sgl[i], data, flags & VFU_SGL_DIRECT_ACCESS, to_guest);
+        dma_sgl_release(vfu_ctx->dma, &sgl[i], 1);
         if (err < 0) {
             return err;
         }
@@ -132,12 +124,12 @@ int api_sgl_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *d
 
 int(vfu_sgl_read)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)
 {
-    return api_result(api_sgl_copy(vfu_ctx, sg, sg_cnt, data, flags, false));
+    return api_result(copy(vfu_ctx, sg, sg_cnt, data, flags, false));
 }
 
 int(vfu_sgl_write)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)
 {
-    return api_result(api_sgl_copy(vfu_ctx, sg, sg_cnt, data, flags, true));
+    return api_result(copy(vfu_ctx, sg, sg_cnt, data, flags, true));
 }
 
 int vfu_sgl_read_v0(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data)

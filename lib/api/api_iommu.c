@@ -71,6 +71,39 @@ int vfu_dma_cancel(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req)
     return api_result(access_cancel(vfu_ctx, req));
 }
 
+/* Within what was resolved: len bytes from offset on, entry by entry. */
+static int move(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *req, uint64_t offset, uint64_t len,
+                uint8_t *data, bool to_guest)
+{
+    int err = 0;
+
+    for (size_t i = 0; i < req->nr_sgs && len > 0 && err == 0; i++) {
+        dma_sg_t sg = req->sgl[i];
+
+        if (offset >= sg.length) {
+            offset -= sg.length;
+            continue;
+        }
+        sg.offset += offset;
+        sg.length = MIN(sg.length - offset, len);
+        err = api_held_copy(vfu_ctx, &sg, data, true, to_guest);
+        data += sg.length;
+        len -= sg.length;
+        offset = 0;
+    }
+    return err;
+}
+
+int vfu_dma_move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, void *data,
+                 size_t len, bool to_guest)
+{
+    if (!extent_within(offset, len, req->len) || req->nr_sgs == 0 ||
+        (to_guest && !(req->prot & PROT_WRITE))) {
+        return api_result(-EINVAL);
+    }
+    return api_result(move(vfu_ctx, req, offset, len, data, to_guest));
+}
+
 /* Entries that a copy resolves at a time: enough for 64 separate pages. */
 #define COPY_SGS 64
 
@@ -97,7 +130,7 @@ static int copy_part(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *whole, uint64_
     if (err < 0) {
         return err;
     }
-    err = api_sgl_copy(vfu_ctx, sgl, part->nr_sgs, data, VFU_SGL_DIRECT_ACCESS, to_guest);
+    err = move(vfu_ctx, part, 0, part->len, data, to_guest);
     access_release(vfu_ctx, part);
     part->sgl = NULL;
     return err;

@@ -269,6 +269,13 @@ struct dma_target {
 int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target);
 
 /*
+ * The same two for a caller who holds a reference to the entry already: it may have been removed
+ * since, which is then waiting for us.
+ */
+int dma_held_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_guest);
+void dma_held_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target);
+
+/*
  * A scatter entry for any range of a space by messages, whatever is mapped there: what becomes of
  * an access whose translation is the client's business.
  */

@@ -179,14 +179,10 @@ bool dma_sg_is_mappable(struct dma *dma, const struct dma_sg *sg)
     return mappable;
 }
 
-int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target)
+void dma_held_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target)
 {
     const struct dma_entry *entry = sg->entry;
-    int ret = hold(dma, sg);
 
-    if (ret < 0) {
-        return ret;
-    }
     target->mode = entry_mode(entry);
     if (entry_cached(entry)) {
         target->space = dma->translated.name;
@@ -195,6 +191,16 @@ int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *t
         target->space = target->mode == DMA_MODE_MESSAGE ? entry->space->name : dma->requester.name;
         target->address = entry->first + sg->offset;
     }
+}
+
+int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target)
+{
+    int ret = hold(dma, sg);
+
+    if (ret < 0) {
+        return ret;
+    }
+    dma_held_target(dma, sg, target);
     entry_put(dma, sg->entry, sg->generation);
     return 0;
 }
@@ -273,6 +279,18 @@ static int copy(const struct dma_entry *entry, const struct dma_sg *sg, void *bu
     }
 }
 
+int dma_held_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_guest)
+{
+    int ret;
+
+    note_use(sg->entry);
+    ret = copy(sg->entry, sg, buf, to_guest);
+    if (ret == 0 && to_guest) {
+        mark(dma, sg);
+    }
+    return ret;
+}
+
 int dma_sg_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_guest)
 {
     int ret = hold(dma, sg);
@@ -280,11 +298,7 @@ int dma_sg_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_gue
     if (ret < 0) {
         return ret;
     }
-    note_use(sg->entry);
-    ret = copy(sg->entry, sg, buf, to_guest);
-    if (ret == 0 && to_guest) {
-        mark(dma, sg);
-    }
+    ret = dma_held_copy(dma, sg, buf, to_guest);
     entry_put(dma, sg->entry, sg->generation);
     return ret;
 }

@@ -194,11 +194,12 @@ static void finish(struct access *a, int err)
 int access_allowed(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs)
 {
     struct iommu *iommu = ctx->iommu;
+    uint32_t bits = atomic_load_explicit(&iommu->pasid_bits, memory_order_relaxed);
 
     if (pasid == VFU_NO_PASID) {
         return attrs == 0 ? 0 : -EINVAL;
     }
-    if (iommu->pasid_bits == 0 || pasid >> iommu->pasid_bits != 0 ||
+    if (bits == 0 || pasid >> bits != 0 ||
         (attrs & ~(VFU_PASID_EXEC | VFU_PASID_PRIV)) != 0) {
         return -EINVAL;
     }

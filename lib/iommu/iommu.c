@@ -106,7 +106,7 @@ int iommu_setup(struct vfu_ctx *ctx, const vfu_iommu_config_t *config)
     TAILQ_INIT(&iommu->queued);
     TAILQ_INIT(&iommu->invalidations);
     TAILQ_INIT(&iommu->kept);
-    iommu->pasid_bits = config->pasid_bits;
+    atomic_init(&iommu->pasid_bits, config->pasid_bits);
     atomic_init(&iommu->page_shift, iommu->config.ats_page_shift);
     ctx->iommu = iommu;
     ctx->dma_unmap_waits = true;
@@ -295,8 +295,10 @@ void iommu_connected(struct vfu_ctx *ctx)
     if (ctx->iommu == NULL) {
         return;
     }
-    ctx->iommu->pasid_bits = ctx->agreed.iommu.pasid.present ? ctx->agreed.iommu.pasid.bits
-                                                             : ctx->iommu->config.pasid_bits;
+    atomic_store_explicit(&ctx->iommu->pasid_bits,
+                          ctx->agreed.iommu.pasid.present ? ctx->agreed.iommu.pasid.bits
+                                                          : ctx->iommu->config.pasid_bits,
+                          memory_order_relaxed);
     atomic_store_explicit(&ctx->iommu->max_entries, ctx->agreed.iommu.ats.max_entries,
                           memory_order_relaxed);
     set(&ctx->iommu->remapping, ctx->agreed.iommu.present);

@@ -145,7 +145,7 @@ struct iommu {
     _Atomic uint32_t page_shift;
     _Atomic uint32_t max_entries; /* of one translation reply */
     _Atomic uint32_t credits; /* pages that may be outstanding */
-    uint32_t pasid_bits; /* of the negotiation, or of the configuration */
+    _Atomic uint32_t pasid_bits; /* of the negotiation, or of the configuration */
 
     pthread_mutex_t lock;
     struct translation_list translations;

@@ -252,6 +252,7 @@ static void send_queued(struct vfu_ctx *ctx)
     struct iommu *iommu = ctx->iommu;
     struct page_group *group;
     uint32_t pages;
+    int err;
 
     for (;;) {
         pthread_mutex_lock(&iommu->lock);
@@ -263,8 +264,9 @@ static void send_queued(struct vfu_ctx *ctx)
         }
         count(&iommu->counters.groups, 1);
         count(&iommu->counters.pages, pages);
-        group->txn.error = txn_start(&ctx->session, &group->txn);
-        if (group->txn.error < 0) {
+        err = txn_start(&ctx->session, &group->txn);
+        if (err < 0) {
+            group->txn.error = err;
             responded(&group->txn);
         }
     }

@@ -13,7 +13,6 @@
 /* The ordinary completion timeout of a read. */
 #define TRANSLATE_TIMEOUT_MS 30000
 #define MAX_TRANSLATIONS 4096
-#define EVICT_BATCH 64
 
 #define KNOWN_PERM                                                                                 \
     (VFIO_USER_ATS_PERM_READ | VFIO_USER_ATS_PERM_WRITE | VFIO_USER_ATS_PERM_EXEC |                \
@@ -110,12 +109,12 @@ static int insert(struct vfu_ctx *ctx, struct dma_space *space,
                   const struct dma_translation *translation)
 {
     struct iommu *iommu = ctx->iommu;
-    size_t cached = dma_nr_cached(ctx->dma);
+    size_t cached = dma_nr_cached(ctx->dma), most = iommu->config.atc_entries;
 
-    if (cached >= iommu->config.atc_entries) {
-        size_t over = cached - iommu->config.atc_entries;
-
-        count(&iommu->counters.evictions, dma_cache_evict(ctx->dma, over + EVICT_BATCH));
+    if (cached >= most) {
+        /* A few more than needed, so that it is not done for each entry. */
+        count(&iommu->counters.evictions,
+              dma_cache_evict(ctx->dma, cached - most + 1 + most / 32));
     }
     return dma_cache_insert(space, translation);
 }
@@ -366,29 +365,20 @@ static void refuse_ats(struct vfu_ctx *ctx, const struct translation *t)
     atomic_store_explicit(&ctx->iommu->ats_on, false, memory_order_release);
 }
 
-static int check_reply(struct translation *t, uint32_t *nr)
+static void log_bad_reply(const struct translation *t, const char *fault, unsigned which)
 {
-    struct vfu_ctx *ctx = t->ctx;
-    const char *fault;
-    unsigned which;
-
-    if (t->txn.error == -EPERM) {
-        refuse_ats(ctx, t);
-        return 0;
-    }
-    if (t->txn.error != 0) {
-        return t->txn.error == -ENOTCONN || t->txn.error == -ETIMEDOUT ? t->txn.error : -EIO;
-    }
-    fault = reply_fault(t, nr, &which);
-    if (fault == NULL) {
-        return 0;
-    }
-    *nr = 0;
-    count(&ctx->iommu->counters.protocol_errors, 1);
-    log_err(&ctx->log, "ATS_TRANSLATE id %u for [0x%llx, 0x%llx]: entry %u of the reply %s: reply "
-            "dropped", t->txn.id, (unsigned long long)t->asked.first,
+    count(&t->ctx->iommu->counters.protocol_errors, 1);
+    log_err(&t->ctx->log, "ATS_TRANSLATE id %u for [0x%llx, 0x%llx]: entry %u of the reply %s: "
+            "reply dropped", t->txn.id, (unsigned long long)t->asked.first,
             (unsigned long long)t->asked.last, which, fault);
-    return -EIO;
+}
+
+/* What a transaction that failed means for those who wait. */
+static int failure(const struct translation *t)
+{
+    int err = t->txn.error;
+
+    return err == 0 || err == -EPERM || err == -ENOTCONN || err == -ETIMEDOUT ? err : -EIO;
 }
 
 static void translated(struct txn *txn)
@@ -396,16 +386,26 @@ static void translated(struct txn *txn)
     struct translation *t = (struct translation *)txn;
     struct iommu *iommu = t->ctx->iommu;
     struct access_list waiters = TAILQ_HEAD_INITIALIZER(waiters);
+    const char *fault = NULL;
     struct access *a;
     uint32_t nr = 0;
-    int err = check_reply(t, &nr);
+    unsigned which = 0;
+    int err = failure(t);
 
+    if (err == 0) {
+        fault = reply_fault(t, &nr, &which);
+    }
     pthread_mutex_lock(&iommu->lock);
     TAILQ_REMOVE(&iommu->translations, t, link);
     iommu->nr_translations--;
+    /* One that was cancelled may look wrong only because its memory has been unmapped since. */
     if (t->cancelled) {
-        nr = 0;
         err = -ECANCELED;
+        fault = NULL;
+        nr = 0;
+    } else if (fault != NULL) {
+        err = -EIO;
+        nr = 0;
     }
     fill_cache(t, nr);
     TAILQ_FOREACH (a, &t->waiters, link) {
@@ -414,6 +414,13 @@ static void translated(struct txn *txn)
     TAILQ_CONCAT(&waiters, &t->waiters, link);
     pthread_mutex_unlock(&iommu->lock);
 
+    if (fault != NULL) {
+        log_bad_reply(t, fault, which);
+    }
+    if (err == -EPERM) {
+        refuse_ats(t->ctx, t);
+        err = 0;
+    }
     while ((a = TAILQ_FIRST(&waiters)) != NULL) {
         TAILQ_REMOVE(&waiters, a, link);
         if (err < 0 || nr == 0) {

@@ -40,12 +40,14 @@ void channel_destroy(struct channel *ch)
     close(ch->wake_fd);
 }
 
-void channel_open(struct channel *ch, struct stream *stream)
+void channel_open(struct session *s, struct channel *ch, struct stream *stream)
 {
     pthread_mutex_lock(&ch->tx_lock);
+    pthread_mutex_lock(&s->lock);
     ch->stream = *stream;
     ch->open = true;
     ch->epoch++;
+    pthread_mutex_unlock(&s->lock);
     pthread_mutex_unlock(&ch->tx_lock);
 }
 
@@ -325,10 +327,19 @@ void channel_route_reply(struct session *s, struct channel *ch,
     }
 }
 
-static bool parking_full(const struct session *s)
+/* Whether no more commands may be taken off this channel. Lock not held. */
+static bool parking_full(struct session *s, const struct channel *ch)
 {
-    return s->nr_parked >= MAX_PARKED || s->parked_bytes >= MAX_PARKED_BYTES ||
+    bool full;
+
+    if (!ch->commands) {
+        return false;
+    }
+    pthread_mutex_lock(&s->lock);
+    full = s->nr_parked >= MAX_PARKED || s->parked_bytes >= MAX_PARKED_BYTES ||
            s->parked_fds >= MAX_PARKED_FDS;
+    pthread_mutex_unlock(&s->lock);
+    return full;
 }
 
 static void park(struct session *s, struct channel *ch, const struct vfio_user_header *hdr)
@@ -356,7 +367,7 @@ static int route_buffered(struct session *s, struct channel *ch)
     struct vfio_user_header hdr;
     int routed = 0, r;
 
-    while (!(ch->commands && parking_full(s)) && (r = channel_next(s, ch, &hdr)) != 0) {
+    while (!parking_full(s, ch) && (r = channel_next(s, ch, &hdr)) != 0) {
         if (r < 0) {
             return r;
         }
@@ -420,7 +431,7 @@ int channel_pump(struct session *s, struct channel *ch)
     if (r == 0) {
         r = route_buffered(s, ch);
     }
-    if (r == 0 && !(ch->commands && parking_full(s))) {
+    if (r == 0 && !parking_full(s, ch)) {
         n = greedy ? (ssize_t)WIRE_MAX_MESSAGE : careful_limit(ch, anytime);
         if (n > 0) {
             n = stream_receive(&ch->stream, (size_t)n, false);

@@ -6,7 +6,7 @@
 
 int channel_init(struct channel *ch, bool commands);
 void channel_destroy(struct channel *ch);
-void channel_open(struct channel *ch, struct stream *stream);
+void channel_open(struct session *s, struct channel *ch, struct stream *stream);
 
 /*
  * Sends one message whole, if the channel is still that of epoch. Any thread, no lock held.

@@ -70,11 +70,12 @@ void session_open(struct session *s, struct stream *stream, struct stream *twin,
     s->held = false;
     s->control = pthread_self();
     s->txns.nr_abandoned = 0;
-    channel_open(&s->main, stream);
-    if (twin != NULL) {
-        channel_open(&s->twin, twin);
-    }
     pthread_mutex_unlock(&s->lock);
+    /* The twin first: once the main channel is open, transactions start on whichever there is. */
+    if (twin != NULL) {
+        channel_open(s, &s->twin, twin);
+    }
+    channel_open(s, &s->main, stream);
 }
 
 static void close_channel(struct session *s, struct channel *ch)
