@@ -38,6 +38,8 @@
 #define NR_IO_THREADS 3
 #define POISON 0xdeaddeaddeaddeadull
 #define MAX_PENDING 64
+#define MAX_ENTRIES 8 /* of a translation reply */
+#define MAX_LATE 8
 
 #define CHECK(cond, ...)                                                                           \
     do {                                                                                           \
@@ -82,6 +84,18 @@ struct pending {
     int frame;
 };
 
+struct translation {
+    struct vfio_user_ats_translate_reply head;
+    struct vfio_user_ats_entry entries[MAX_ENTRIES];
+};
+
+/* A reply that was made up and not yet sent: what is invalidated meanwhile overtakes it. */
+struct late_reply {
+    bool used;
+    struct vfio_user_header hdr;
+    struct translation reply;
+};
+
 struct client {
     int fd;
     uint64_t luck;
@@ -91,6 +105,7 @@ struct client {
     bool busy[NR_FRAMES]; /* mapped, or not yet released */
     struct pending pending[MAX_PENDING];
     unsigned nr_pending;
+    struct late_reply late[MAX_LATE];
     bool mapped; /* the server has guest memory */
     unsigned nr_invalidations;
     uint64_t translations, faults, invalidations, sessions, resets, messages;
@@ -272,21 +287,40 @@ static void refuse(struct client *c, const struct vfio_user_header *hdr, uint32_
           strerror(errno));
 }
 
+static void send_late(struct client *c)
+{
+    struct late_reply *late = &c->late[next_random(&c->luck) % MAX_LATE];
+
+    if (late->used) {
+        late->used = false;
+        reply(c, &late->hdr, &late->reply, late->reply.head.argsz);
+    }
+}
+
+static void send_now_or_late(struct client *c, const struct vfio_user_header *hdr,
+                             const struct translation *out)
+{
+    struct late_reply *late = &c->late[next_random(&c->luck) % MAX_LATE];
+
+    if (late->used || next_random(&c->luck) % 2 == 0) {
+        reply(c, hdr, out, out->head.argsz);
+        return;
+    }
+    *late = (struct late_reply){ .used = true, .hdr = *hdr, .reply = *out };
+}
+
 static void answer_translate(struct client *c, const struct vfio_user_header *hdr,
                              const uint8_t *payload)
 {
     unsigned space = space_of(hdr, &payload);
     struct vfio_user_ats_translate req;
-    struct {
-        struct vfio_user_ats_translate_reply head;
-        struct vfio_user_ats_entry entries[8];
-    } out = { 0 };
+    struct translation out = { 0 };
     uint64_t page;
 
     memcpy(&req, payload, sizeof(req));
     page = (req.address - IOVA_BASE) / PAGE;
     for (uint64_t addr = req.address;
-         addr < req.address + req.length && out.head.nr_entries < 8; addr += PAGE, page++) {
+         addr < req.address + req.length && out.head.nr_entries < MAX_ENTRIES; addr += PAGE, page++) {
         struct vfio_user_ats_entry *e = &out.entries[out.head.nr_entries++];
         int frame = c->mapped && page < NR_PAGES ? c->map[space][page] : -1;
 
@@ -299,7 +333,7 @@ static void answer_translate(struct client *c, const struct vfio_user_header *hd
     out.head.argsz = (uint32_t)(sizeof(out.head) +
                                 out.head.nr_entries * sizeof(out.entries[0]));
     c->translations++;
-    reply(c, hdr, &out, out.head.argsz);
+    send_now_or_late(c, hdr, &out);
 }
 
 static void answer_page_request(struct client *c, const struct vfio_user_header *hdr,
@@ -457,6 +491,7 @@ static void open_session(struct client *c, const char *path)
     c->nr_pending = c->nr_invalidations = 0;
     c->held = 0;
     c->mapped = false;
+    memset(c->late, 0, sizeof(c->late));
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
     CHECK(connect(c->fd, (struct sockaddr *)&addr, sizeof(addr)) == 0, "connect: %s",
@@ -482,7 +517,8 @@ static void close_session(struct client *c)
 static void drain(struct client *c)
 {
     while (c->nr_pending > 0) {
-        pump(c, true);
+        send_late(c);
+        pump(c, false);
     }
 }
 
@@ -492,7 +528,6 @@ static void one_action(struct client *c, const char *path)
     unsigned space = luck % NR_SPACES, page = luck / 16 % NR_PAGES;
 
     if (c->nr_pending + 8 > MAX_PENDING) {
-        pump(c, true);
         return;
     }
     switch (luck / 1024 % 512) {
@@ -651,6 +686,7 @@ static void let_device_work(struct client *c, struct device *d)
 
     for (int i = 0; i < 2000 && d->reads + d->writes < goal; i++) {
         pump(c, false);
+        send_late(c);
         sched_yield();
     }
 }
