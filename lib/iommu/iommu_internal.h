@@ -77,13 +77,10 @@ struct translation {
     struct vfio_user_pasid_prefix prefix;
     struct vfio_user_ats_translate request;
     struct iovec out[2];
-    struct vfio_user_ats_translate_reply reply;
-    struct vfio_user_ats_entry entries[];
+    struct vfio_user_ats_translate_reply reply; /* and its entries */
 };
 
 TAILQ_HEAD(translation_list, translation);
-
-#define PAGE_MESSAGE_ENTRIES 64
 
 /* One page request group. */
 struct page_group {
@@ -101,11 +98,9 @@ struct page_group {
     TAILQ_ENTRY(page_group) link;
 
     struct vfio_user_pasid_prefix prefix;
-    struct vfio_user_page_request request;
     struct vfio_user_page_response response;
-    struct iovec out[3];
-    uint32_t nr_entries;
-    struct vfio_user_page_request_entry entries[];
+    struct iovec out[2];
+    struct vfio_user_page_request request; /* and its entries */
 };
 
 TAILQ_HEAD(page_group_list, page_group);

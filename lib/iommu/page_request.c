@@ -12,7 +12,6 @@
 
 /* Pages of one access that are asked for together. */
 #define ACCESS_PAGES 64
-#define MAX_QUEUED 65536
 
 static uint32_t page_perm(const vfu_dma_request_t *req)
 {
@@ -177,7 +176,7 @@ static void responded(struct txn *txn)
 static struct page_group *new_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
                                     size_t nr_entries)
 {
-    struct page_group *group = calloc(1, sizeof(*group) + nr_entries * sizeof(group->entries[0]));
+    struct page_group *group = calloc(1, sizeof(*group) + nr_entries * sizeof(group->request.entries[0]));
 
     if (group == NULL) {
         return NULL;
@@ -185,7 +184,7 @@ static struct page_group *new_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_
     group->ctx = ctx;
     group->pasid = pasid;
     group->attrs = attrs;
-    group->nr_entries = (uint32_t)nr_entries;
+    group->request.nr_entries = (uint32_t)nr_entries;
     atomic_init(&group->refs, 1);
     TAILQ_INIT(&group->waiters);
     return group;
@@ -198,22 +197,17 @@ static void prepare(struct page_group *group, uint16_t index)
     size_t nr = 0;
 
     group->index = index;
-    group->request = (struct vfio_user_page_request){
-        .argsz = (uint32_t)(sizeof(group->request) +
-                            group->nr_entries * sizeof(group->entries[0])),
-        .flags = VFIO_USER_PAGE_REQ_F_LAST,
-        .group = index,
-        .nr_entries = group->nr_entries,
-    };
+    group->request.argsz = (uint32_t)(sizeof(group->request) + group->request.nr_entries *
+                                                        sizeof(group->request.entries[0]));
+    group->request.flags = VFIO_USER_PAGE_REQ_F_LAST;
+    group->request.group = index;
     if (group->pasid != VFU_NO_PASID) {
         group->txn.flags = VFIO_USER_F_PASID;
         group->prefix.pasid = group->pasid;
         group->prefix.attrs = group->attrs;
         group->out[nr++] = (struct iovec){ &group->prefix, sizeof(group->prefix) };
     }
-    group->out[nr++] = (struct iovec){ &group->request, sizeof(group->request) };
-    group->out[nr++] = (struct iovec){ group->entries,
-                                       group->nr_entries * sizeof(group->entries[0]) };
+    group->out[nr++] = (struct iovec){ &group->request, group->request.argsz };
     group->txn.cmd = VFIO_USER_PAGE_REQUEST;
     group->txn.out = group->out;
     group->txn.nr_out = nr;
@@ -274,8 +268,8 @@ static void send_queued(struct vfu_ctx *ctx)
 
 static bool covers(const struct page_group *group, uint64_t addr, uint32_t perm, unsigned shift)
 {
-    for (uint32_t i = 0; i < group->nr_entries; i++) {
-        const struct vfio_user_page_request_entry *e = &group->entries[i];
+    for (uint32_t i = 0; i < group->request.nr_entries; i++) {
+        const struct vfio_user_page_request_entry *e = &group->request.entries[i];
 
         if ((perm & ~e->perm) == 0 && addr >= e->address &&
             (addr - e->address) >> shift < e->nr_pages) {
@@ -323,7 +317,7 @@ static struct page_group *group_for(struct access *a)
         return NULL;
     }
     group->pages = (uint32_t)MIN(pages, MIN(ACCESS_PAGES, credits(a->ctx)));
-    group->entries[0] = (struct vfio_user_page_request_entry){
+    group->request.entries[0] = (struct vfio_user_page_request_entry){
         .address = first,
         .nr_pages = group->pages,
         .perm = page_perm(a->req),
@@ -384,7 +378,7 @@ int page_request_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
     group->cb = cb;
     group->pvt = pvt;
     for (size_t i = 0; i < nr_ranges; i++) {
-        group->entries[i] = (struct vfio_user_page_request_entry){
+        group->request.entries[i] = (struct vfio_user_page_request_entry){
             .address = ranges[i].addr & ~access_page_mask(iommu),
             .nr_pages = ranges[i].nr_pages,
             .perm = ranges[i].perm,

@@ -208,7 +208,7 @@ static const char *entry_fault(const struct translation *t, const struct vfio_us
 static const char *reply_fault(const struct translation *t, uint32_t *nr, unsigned *which)
 {
     uint32_t n = t->reply.nr_entries;
-    size_t len = sizeof(t->reply) + (size_t)n * sizeof(t->entries[0]);
+    size_t len = sizeof(t->reply) + (size_t)n * sizeof(t->reply.entries[0]);
     uint64_t expected;
 
     *which = 0;
@@ -216,13 +216,13 @@ static const char *reply_fault(const struct translation *t, uint32_t *nr, unsign
         t->reply.argsz != len || t->reply.flags != 0 || t->reply.reserved != 0) {
         return "header is wrong";
     }
-    expected = t->entries[0].address;
-    if (expected > t->asked.first || t->entries[0].length == 0 ||
-        expected + (t->entries[0].length - 1) < t->asked.first) {
+    expected = t->reply.entries[0].address;
+    if (expected > t->asked.first || t->reply.entries[0].length == 0 ||
+        expected + (t->reply.entries[0].length - 1) < t->asked.first) {
         return "does not hold the address that was asked for";
     }
     for (; *which < n; (*which)++) {
-        const struct vfio_user_ats_entry *e = &t->entries[*which];
+        const struct vfio_user_ats_entry *e = &t->reply.entries[*which];
         const char *fault = NULL;
 
         if (*which > 0 && e->address > t->asked.last) {
@@ -277,7 +277,7 @@ static void fill_cache(struct translation *t, uint32_t nr)
     struct iommu *iommu = t->ctx->iommu;
 
     for (uint32_t i = 0; i < nr; i++) {
-        const struct vfio_user_ats_entry *e = &t->entries[i];
+        const struct vfio_user_ats_entry *e = &t->reply.entries[i];
         const struct dma_translation translation = {
             .iova = entry_range(e),
             .translated = e->translated,
@@ -305,10 +305,10 @@ static const struct vfio_user_ats_entry *find_entry(const struct translation *t,
                                                     uint64_t addr)
 {
     for (uint32_t i = 0; i < nr; i++) {
-        struct range range = entry_range(&t->entries[i]);
+        struct range range = entry_range(&t->reply.entries[i]);
 
         if (range.first <= addr && addr <= range.last) {
-            return &t->entries[i];
+            return &t->reply.entries[i];
         }
     }
     return NULL;
@@ -460,7 +460,7 @@ static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space
                                            bool write)
 {
     uint32_t most = max_entries(ctx);
-    struct translation *t = calloc(1, sizeof(*t) + most * sizeof(t->entries[0]));
+    struct translation *t = calloc(1, sizeof(*t) + most * sizeof(t->reply.entries[0]));
     size_t nr = 0;
 
     if (t == NULL) {
@@ -475,7 +475,7 @@ static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space
     t->write = write;
     TAILQ_INIT(&t->waiters);
     t->request = (struct vfio_user_ats_translate){
-        .argsz = (uint32_t)(sizeof(t->reply) + most * sizeof(t->entries[0])),
+        .argsz = (uint32_t)(sizeof(t->reply) + most * sizeof(t->reply.entries[0])),
         .flags = write ? 0 : VFIO_USER_ATS_F_NO_WRITE,
         .address = asked.first,
         .length = range_size(asked),
@@ -490,9 +490,7 @@ static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space
     t->txn.out = t->out;
     t->txn.nr_out = nr;
     t->txn.reply = &t->reply;
-    t->txn.reply_cap = sizeof(t->reply);
-    t->txn.data = t->entries;
-    t->txn.data_cap = most * sizeof(t->entries[0]);
+    t->txn.reply_cap = t->request.argsz;
     t->txn.deadline = deadline_after_ms(TRANSLATE_TIMEOUT_MS);
     t->txn.done = translated;
     return t;

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 /* One client is served at a time; the others wait here rather than being refused. */
-#define LISTEN_BACKLOG 16
+#define LISTEN_BACKLOG SOMAXCONN
 
 static int sock_listen(struct transport *t, const char *path, bool nonblocking,
                        const struct logger *log)

@@ -29,7 +29,7 @@ class Qemu:
     def __init__(self, server):
         self.client = server.connect()
         self.client.bare_write_replies = True
-        self.ram = self.client.memory.add_file(RAM)
+        self.ram = self.client.memory.add_file(1 << 32)  # sparse; offsets are addresses
         self.event = os.eventfd(0, os.EFD_NONBLOCK)
         self.capabilities = None
 

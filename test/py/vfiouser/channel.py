@@ -63,7 +63,8 @@ class Channel:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         view = memoryview(data)
         sent = self.sock.sendmsg([view], ancillary)
-        self.sock.sendall(view[sent:])
+        if sent < len(view):
+            self.sock.sendall(view[sent:])
 
     def recv(self):
         fds = []
