@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "driver.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/pci_regs.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Where the device sees the RAM: within the 28 bits that it can address. */
+static const uint64_t ram_addrs[NR_RAMS] = {
+    [RAM_SHARED] = 0x100000,
+    [RAM_BY_MESSAGES] = 0x200000,
+};
+
+bool driver_ok(const struct driver *d)
+{
+    return d->error[0] == '\0';
+}
+
+void driver_fail(struct driver *d, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (!driver_ok(d)) {
+        return;
+    }
+    va_start(ap, fmt);
+    vsnprintf(d->error, sizeof(d->error), fmt, ap);
+    va_end(ap);
+}
+
+/*
+ * The machine
+ */
+
+static void add_ram(struct driver *d, enum ram_kind kind)
+{
+    struct ram *ram = &d->rams[kind];
+    int fd = memfd_create("edu-demo RAM", MFD_CLOEXEC);
+
+    ram->addr = ram_addrs[kind];
+    if (fd < 0 || ftruncate(fd, RAM_SIZE) != 0) {
+        driver_fail(d, "no RAM: %s", strerror(errno));
+        return;
+    }
+    ram->mem = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (ram->mem == MAP_FAILED) {
+        ram->mem = NULL;
+        driver_fail(d, "no RAM: %s", strerror(errno));
+    }
+    if (kind == RAM_SHARED) {
+        ram->fd = fd;
+    } else {
+        close(fd);
+    }
+}
+
+void driver_init(struct driver *d, const char *socket_path, int timeout_ms)
+{
+    *d = (struct driver){
+        .socket_path = socket_path,
+        .timeout_ms = timeout_ms,
+        .rams = { { .fd = -1 }, { .fd = -1 } },
+    };
+    d->irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (d->irq_fd < 0) {
+        driver_fail(d, "no eventfd: %s", strerror(errno));
+    }
+    for (int kind = 0; kind < NR_RAMS; kind++) {
+        add_ram(d, kind);
+    }
+}
+
+void driver_destroy(struct driver *d)
+{
+    for (int kind = 0; kind < NR_RAMS; kind++) {
+        if (d->rams[kind].mem != NULL) {
+            munmap(d->rams[kind].mem, RAM_SIZE);
+        }
+        if (d->rams[kind].fd >= 0) {
+            close(d->rams[kind].fd);
+        }
+    }
+    if (d->irq_fd >= 0) {
+        close(d->irq_fd);
+    }
+}
+
+static int serve_dma(void *owner, struct vfio_user_dma_region_access *access, bool to_device)
+{
+    struct driver *d = owner;
+    struct ram *ram = &d->rams[RAM_BY_MESSAGES];
+    uint64_t offset = access->addr - ram->addr;
+
+    ram->messages++;
+    if (access->addr < ram->addr || offset > RAM_SIZE || access->count > RAM_SIZE - offset) {
+        return -EFAULT;
+    }
+    if (to_device) {
+        memcpy(access->data, ram->mem + offset, access->count);
+    } else {
+        memcpy(ram->mem + offset, access->data, access->count);
+    }
+    return 0;
+}
+
+/*
+ * The connection
+ */
+
+static void request(struct driver *d, const char *what, uint16_t cmd, const void *payload,
+                    size_t len, int fd)
+{
+    int err;
+
+    if (!driver_ok(d)) {
+        return;
+    }
+    err = bare_client_request(&d->client, cmd, payload, len, fd, NULL, 0);
+    if (err != 0) {
+        driver_fail(d, "%s: %s", what, strerror(-err));
+    }
+}
+
+static void map_ram(struct driver *d, const struct ram *ram)
+{
+    struct vfio_user_dma_map map = {
+        .argsz = sizeof(map),
+        .flags = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE,
+        .addr = ram->addr,
+        .size = RAM_SIZE,
+    };
+
+    if (ram->fd >= 0) {
+        map.flags |= VFIO_USER_F_DMA_REGION_MMAP;
+    }
+    request(d, "DMA_MAP", VFIO_USER_DMA_MAP, &map, sizeof(map), ram->fd);
+}
+
+void driver_attach(struct driver *d)
+{
+    int err;
+
+    if (!driver_ok(d)) {
+        return;
+    }
+    d->client = (struct bare_client){ .fd = -1, .serve = serve_dma, .owner = d };
+    err = bare_client_open(&d->client, d->socket_path, d->timeout_ms);
+    if (err != 0) {
+        driver_fail(d, "cannot attach to %s: %s", d->socket_path, strerror(-err));
+        return;
+    }
+    d->attached = true;
+    for (int kind = 0; kind < NR_RAMS; kind++) {
+        map_ram(d, &d->rams[kind]);
+    }
+    driver_config_write(d, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+}
+
+void driver_detach(struct driver *d)
+{
+    if (d->attached) {
+        d->attached = false;
+        bare_client_close(&d->client);
+    }
+}
+
+void driver_reset(struct driver *d)
+{
+    request(d, "DEVICE_RESET", VFIO_USER_DEVICE_RESET, NULL, 0, -1);
+}
+
+/*
+ * Registers
+ */
+
+/* struct vfio_user_region_access with room for a register. */
+struct register_access {
+    uint64_t offset;
+    uint32_t region;
+    uint32_t count;
+    uint64_t value;
+};
+VFU_STATIC_ASSERT(offsetof(struct register_access, value) == sizeof(struct vfio_user_region_access),
+                  "the data follows the fixed part");
+
+static uint64_t read_region(struct driver *d, uint32_t region, uint64_t offset, size_t size)
+{
+    const size_t fixed = sizeof(struct vfio_user_region_access);
+    struct register_access access = {
+        .offset = offset,
+        .region = region,
+        .count = (uint32_t)size,
+    };
+    int err;
+
+    if (!driver_ok(d)) {
+        return 0;
+    }
+    err = bare_client_request(&d->client, VFIO_USER_REGION_READ, &access, fixed, -1, &access,
+                              fixed + size);
+    if (err != 0) {
+        driver_fail(d, "reading 0x%" PRIx64 " of region %u: %s", offset, region, strerror(-err));
+        return 0;
+    }
+    return access.value;
+}
+
+static void write_region(struct driver *d, uint32_t region, uint64_t offset, size_t size,
+                         uint64_t value)
+{
+    struct register_access access = {
+        .offset = offset,
+        .region = region,
+        .count = (uint32_t)size,
+        .value = value,
+    };
+
+    request(d, "REGION_WRITE", VFIO_USER_REGION_WRITE, &access,
+            sizeof(struct vfio_user_region_access) + size, -1);
+}
+
+uint64_t driver_read(struct driver *d, enum edu_offset offset, size_t size)
+{
+    return read_region(d, VFIO_PCI_BAR0_REGION_INDEX, offset, size);
+}
+
+void driver_write(struct driver *d, enum edu_offset offset, size_t size, uint64_t value)
+{
+    write_region(d, VFIO_PCI_BAR0_REGION_INDEX, offset, size, value);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+unsigned driver_wait_clear(struct driver *d, enum edu_offset offset, uint32_t bit)
+{
+    int64_t deadline = now_ms() + d->timeout_ms;
+    unsigned polls = 0;
+
+    while ((driver_read(d, offset, 4) & bit) != 0) {
+        polls++;
+        if (now_ms() > deadline) {
+            driver_fail(d, "bit 0x%x of register 0x%x stays set", bit, offset);
+        }
+    }
+    return polls;
+}
+
+uint32_t driver_config_read(struct driver *d, uint32_t offset, size_t size)
+{
+    return (uint32_t)read_region(d, VFIO_PCI_CONFIG_REGION_INDEX, offset, size);
+}
+
+void driver_config_write(struct driver *d, uint32_t offset, size_t size, uint32_t value)
+{
+    write_region(d, VFIO_PCI_CONFIG_REGION_INDEX, offset, size, value);
+}
+
+/*
+ * Interrupts
+ */
+
+static void set_irqs(struct driver *d, unsigned index, uint32_t flags, uint32_t count, int fd)
+{
+    struct vfio_irq_set set = {
+        .argsz = sizeof(set),
+        .flags = flags,
+        .index = index,
+        .count = count,
+    };
+
+    request(d, "SET_IRQS", VFIO_USER_DEVICE_SET_IRQS, &set, sizeof(set), fd);
+}
+
+static uint32_t find_capability(struct driver *d, uint32_t id)
+{
+    uint32_t pos = driver_config_read(d, PCI_CAPABILITY_LIST, 1);
+
+    /* No more than fit: a list that is a ring ends too. */
+    for (int i = 0; pos != 0 && i < (PCI_CFG_SPACE_SIZE - PCI_STD_HEADER_SIZEOF) / 4; i++) {
+        if (driver_config_read(d, pos + PCI_CAP_LIST_ID, 1) == id) {
+            return pos;
+        }
+        pos = driver_config_read(d, pos + PCI_CAP_LIST_NEXT, 1);
+    }
+    return 0;
+}
+
+static void set_msi_enable(struct driver *d, bool enable)
+{
+    uint32_t pos = find_capability(d, PCI_CAP_ID_MSI), flags;
+
+    if (pos == 0) {
+        driver_fail(d, "the device has no MSI capability");
+        return;
+    }
+    flags = driver_config_read(d, pos + PCI_MSI_FLAGS, 2) & ~(uint32_t)PCI_MSI_FLAGS_ENABLE;
+    driver_config_write(d, pos + PCI_MSI_FLAGS, 2, flags | (enable ? PCI_MSI_FLAGS_ENABLE : 0));
+}
+
+void driver_enable_irq(struct driver *d, unsigned index)
+{
+    set_irqs(d, index, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 1, d->irq_fd);
+    if (index == VFIO_PCI_MSI_IRQ_INDEX) {
+        set_msi_enable(d, true);
+    }
+}
+
+void driver_disable_irq(struct driver *d, unsigned index)
+{
+    if (index == VFIO_PCI_MSI_IRQ_INDEX) {
+        set_msi_enable(d, false);
+    }
+    set_irqs(d, index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, 0, -1);
+}
+
+void driver_mask_intx(struct driver *d, bool mask)
+{
+    uint32_t action = mask ? VFIO_IRQ_SET_ACTION_MASK : VFIO_IRQ_SET_ACTION_UNMASK;
+
+    set_irqs(d, VFIO_PCI_INTX_IRQ_INDEX, VFIO_IRQ_SET_DATA_NONE | action, 1, -1);
+}
+
+bool driver_irq_pending(struct driver *d)
+{
+    eventfd_t count;
+
+    return eventfd_read(d->irq_fd, &count) == 0;
+}
+
+void driver_wait_irq(struct driver *d)
+{
+    struct pollfd fds[] = {
+        { .fd = d->irq_fd, .events = POLLIN },
+        { .fd = d->client.fd, .events = POLLIN },
+    };
+
+    while (driver_ok(d) && !driver_irq_pending(d)) {
+        int ready = poll(fds, 2, d->timeout_ms), err = 0;
+
+        if (ready == 0) {
+            driver_fail(d, "no interrupt within %d ms", d->timeout_ms);
+        } else if (ready > 0 && fds[1].revents != 0) {
+            err = bare_client_serve(&d->client);
+        } else if (ready < 0 && errno != EINTR) {
+            err = -errno;
+        }
+        if (err != 0) {
+            driver_fail(d, "waiting for an interrupt: %s", strerror(-err));
+        }
+    }
+}
+
+void driver_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram)
+{
+    uint64_t status;
+
+    driver_write(d, EDU_REG_DMA_SRC, 8, src);
+    driver_write(d, EDU_REG_DMA_DST, 8, dst);
+    driver_write(d, EDU_REG_DMA_COUNT, 8, len);
+    driver_write(d, EDU_REG_DMA_CMD, 4, EDU_DMA_RUN | EDU_DMA_IRQ | (to_ram ? EDU_DMA_TO_RAM : 0));
+    driver_wait_irq(d);
+    status = driver_read(d, EDU_REG_IRQ_STATUS, 4);
+    driver_write(d, EDU_REG_IRQ_ACK, 4, status);
+    if (status != EDU_IRQ_DMA) {
+        driver_fail(d, "interrupt status 0x%" PRIx64 " after DMA, not 0x%x", status, EDU_IRQ_DMA);
+    }
+}

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Starts the edu server, a PCI device in a process of its own, and drives the device from this
+ * process: no virtual machine, but every step that one would take.
+ */
+
+#include "checks.h"
+#include "process.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Far more than any step takes: what is late by this much does not come. */
+#define TIMEOUT_MS 10000
+
+struct demo {
+    char server[PATH_MAX];
+    char dir[PATH_MAX];
+    char socket[PATH_MAX + 16];
+    struct process process;
+    struct driver driver;
+    unsigned failed;
+};
+
+static void report(struct demo *demo, const char *what, bool ok, const char *seen)
+{
+    printf("%-6s  %-19s  %s\n", ok ? "ok" : "FAILED", what, seen);
+    fflush(stdout);
+    demo->failed += !ok;
+}
+
+/* The server was built beside this program. */
+static int find_server(struct demo *demo)
+{
+    char *slash;
+    ssize_t n = readlink("/proc/self/exe", demo->server, sizeof(demo->server) - sizeof("/edu"));
+
+    if (n < 0) {
+        return -errno;
+    }
+    demo->server[n] = '\0';
+    slash = strrchr(demo->server, '/');
+    if (slash == NULL) {
+        return -ENOENT;
+    }
+    strcpy(slash, "/edu");
+    return 0;
+}
+
+static int make_socket_path(struct demo *demo)
+{
+    const char *tmp = getenv("TMPDIR");
+
+    snprintf(demo->dir, sizeof(demo->dir), "%s/edu-demo-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    if (mkdtemp(demo->dir) == NULL) {
+        return -errno;
+    }
+    snprintf(demo->socket, sizeof(demo->socket), "%s/edu.sock", demo->dir);
+    return 0;
+}
+
+static void start_server(struct demo *demo)
+{
+    char *argv[] = { demo->server, "--socket", demo->socket, NULL };
+    char line[PATH_MAX + 64] = "", expected[PATH_MAX + 64];
+    int err = process_start(&demo->process, argv);
+
+    if (err != 0) {
+        fprintf(stderr, "edu-demo: cannot start %s: %s\nedu-demo: build the sample edu first\n",
+                demo->server, strerror(-err));
+        rmdir(demo->dir);
+        exit(EXIT_FAILURE);
+    }
+    err = process_read_line(&demo->process, line, sizeof(line), TIMEOUT_MS);
+    snprintf(expected, sizeof(expected), "edu: listening on %s", demo->socket);
+    printf("EDU, a PCI device, in process %d; its driver in process %d\n", (int)demo->process.pid,
+           (int)getpid());
+    report(demo, "server ready", err == 0 && strcmp(line, expected) == 0,
+           err == 0 ? line : strerror(-err));
+}
+
+static void attach(struct demo *demo)
+{
+    driver_attach(&demo->driver);
+    report(demo, "attach", driver_ok(&demo->driver),
+           driver_ok(&demo->driver) ? "version negotiated, RAM mapped, bus master enabled"
+                                    : demo->driver.error);
+}
+
+static void run_checks(struct demo *demo)
+{
+    for (size_t i = 0; i < nr_checks && driver_ok(&demo->driver); i++) {
+        char seen[256];
+        bool ok = checks[i].run(&demo->driver, seen, sizeof(seen));
+
+        if (driver_ok(&demo->driver)) {
+            report(demo, checks[i].what, ok, seen);
+        } else {
+            report(demo, checks[i].what, false, demo->driver.error);
+        }
+    }
+}
+
+static void end_server(struct demo *demo)
+{
+    struct stat st;
+    char seen[128];
+    int status = process_end(&demo->process, TIMEOUT_MS);
+    bool gone = stat(demo->socket, &st) != 0 && errno == ENOENT;
+
+    if (status < 0) {
+        snprintf(seen, sizeof(seen), "SIGTERM did not end it: %s", strerror(-status));
+    } else if (WIFSIGNALED(status)) {
+        snprintf(seen, sizeof(seen), "killed by signal %d", WTERMSIG(status));
+    } else {
+        snprintf(seen, sizeof(seen), "on SIGTERM with status %d, socket %s", WEXITSTATUS(status),
+                 gone ? "removed" : "LEFT BEHIND");
+    }
+    report(demo, "server ends", status == 0 && gone, seen);
+    if (!gone) {
+        unlink(demo->socket);
+    }
+    rmdir(demo->dir);
+}
+
+int main(void)
+{
+    static struct demo demo;
+    int err = find_server(&demo);
+
+    if (err == 0) {
+        err = make_socket_path(&demo);
+    }
+    if (err != 0) {
+        fprintf(stderr, "edu-demo: no place for the socket: %s\n", strerror(-err));
+        return EXIT_FAILURE;
+    }
+    driver_init(&demo.driver, demo.socket, TIMEOUT_MS);
+    start_server(&demo);
+    attach(&demo);
+    run_checks(&demo);
+    driver_detach(&demo.driver);
+    end_server(&demo);
+    driver_destroy(&demo.driver);
+
+    if (demo.failed != 0) {
+        printf("%u FAILED\n", demo.failed);
+        return EXIT_FAILURE;
+    }
+    printf("all ok\n");
+    return EXIT_SUCCESS;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A child process whose standard output we read.
+ */
+
+#ifndef PROCESS_H
+#define PROCESS_H
+
+#include <stddef.h>
+#include <sys/types.h>
+
+struct process {
+    pid_t pid;
+    int pidfd; /* readable when it has ended */
+    int out;   /* its standard output */
+};
+
+/* Starts argv[0]; it gets SIGTERM should we end first. Returns 0 or a negative errno. */
+int process_start(struct process *process, char *const argv[]);
+
+/*
+ * Reads its first line, without the newline. Returns 0 or a negative errno: -ETIMEDOUT, or -EPIPE
+ * when it closed its output instead.
+ */
+int process_read_line(struct process *process, char *line, size_t size, int timeout_ms);
+
+/*
+ * Sends SIGTERM and waits for the end; kills it when it takes too long.
+ *
+ * Returns the wait status, or a negative errno: -ETIMEDOUT.
+ */
+int process_end(struct process *process, int timeout_ms);
+
+#endif /* PROCESS_H */
