@@ -95,7 +95,7 @@ static void serve_bare(int fd, size_t request, size_t reply)
 static pid_t start_bare(int cpu, int *fd, size_t request, size_t reply)
 {
     int pair[2];
-    pid_t pid;
+    pid_t pid = -1;
 
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0 || (pid = fork()) < 0) {
         die("bare server");
@@ -122,7 +122,7 @@ static pid_t start_device(int cpu, int *fd)
     };
     char dir[] = "/tmp/vfu-bench-XXXXXX", reply[1024];
     vfu_ctx_t *ctx;
-    pid_t pid;
+    pid_t pid = -1;
 
     if (mkdtemp(dir) == NULL) {
         die("mkdtemp");

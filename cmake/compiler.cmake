@@ -16,6 +16,10 @@ endif()
 add_compile_definitions($<$<COMPILE_LANGUAGE:C>:_GNU_SOURCE=>)
 
 add_compile_options(-Wall -Wextra -Wshadow)
+# Messages are a fixed part and what follows it; the fixed part alone is put into larger structures.
+if(CMAKE_C_COMPILER_ID MATCHES "Clang")
+    add_compile_options(-Wno-gnu-variable-sized-type-not-at-end)
+endif()
 if(VFU_WERROR)
     add_compile_options(-Werror)
 endif()
