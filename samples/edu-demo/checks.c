@@ -126,7 +126,7 @@ static bool copy_through_device(struct driver *d, struct ram *ram, size_t pair, 
 static bool check_dma(struct driver *d, enum ram_kind kind, char *seen, size_t size)
 {
     struct ram *ram = &d->rams[kind];
-    unsigned before = ram->messages, messages;
+    uint64_t before = driver_dma_messages(d), messages;
     uint8_t buffer[EDU_BUFFER_SIZE] = { 0 };
     size_t in = 0, out = 0;
     bool same = true;
@@ -136,8 +136,8 @@ static bool check_dma(struct driver *d, enum ram_kind kind, char *seen, size_t s
         in += dma_pairs[i].in_len;
         out += dma_pairs[i].out_len;
     }
-    messages = ram->messages - before;
-    snprintf(seen, size, "%zu bytes in, %zu bytes out, %s, %u DMA messages", in, out,
+    messages = driver_dma_messages(d) - before;
+    snprintf(seen, size, "%zu bytes in, %zu bytes out, %s, %" PRIu64 " DMA messages", in, out,
              same ? "as expected" : "NOT as expected", messages);
     return same && (messages > 0) == (kind == RAM_BY_MESSAGES);
 }

@@ -93,71 +93,43 @@ void driver_destroy(struct driver *d)
     }
 }
 
-static int serve_dma(void *owner, struct vfio_user_dma_region_access *access, bool to_device)
-{
-    struct driver *d = owner;
-    struct ram *ram = &d->rams[RAM_BY_MESSAGES];
-    uint64_t offset = access->addr - ram->addr;
-
-    ram->messages++;
-    if (access->addr < ram->addr || offset > RAM_SIZE || access->count > RAM_SIZE - offset) {
-        return -EFAULT;
-    }
-    if (to_device) {
-        memcpy(access->data, ram->mem + offset, access->count);
-    } else {
-        memcpy(ram->mem + offset, access->data, access->count);
-    }
-    return 0;
-}
-
 /*
  * The connection
  */
 
-static void request(struct driver *d, const char *what, uint16_t cmd, const void *payload,
-                    size_t len, int fd)
+/* Notes what went wrong with a call of the client library. */
+static void check(struct driver *d, const char *what, int result)
 {
-    int err;
-
-    if (!driver_ok(d)) {
-        return;
-    }
-    err = bare_client_request(&d->client, cmd, payload, len, fd, NULL, 0);
-    if (err != 0) {
-        driver_fail(d, "%s: %s", what, strerror(-err));
+    if (result < 0) {
+        driver_fail(d, "%s: %s", what, strerror(errno));
     }
 }
 
 static void map_ram(struct driver *d, const struct ram *ram)
 {
-    struct vfio_user_dma_map map = {
-        .argsz = sizeof(map),
-        .flags = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE,
-        .addr = ram->addr,
+    const vfuc_memory_t memory = {
+        .iova = ram->addr,
         .size = RAM_SIZE,
+        .prot = PROT_READ | PROT_WRITE,
+        .fd = ram->fd,
+        .vaddr = ram->mem,
     };
 
-    if (ram->fd >= 0) {
-        map.flags |= VFIO_USER_F_DMA_REGION_MMAP;
-    }
-    request(d, "DMA_MAP", VFIO_USER_DMA_MAP, &map, sizeof(map), ram->fd);
+    check(d, "DMA_MAP", vfuc_dma_map(d->client, &memory));
 }
 
 void driver_attach(struct driver *d)
 {
-    int err;
+    const vfuc_options_t options = { .timeout_ms = (uint32_t)d->timeout_ms };
 
     if (!driver_ok(d)) {
         return;
     }
-    d->client = (struct bare_client){ .fd = -1, .serve = serve_dma, .owner = d };
-    err = bare_client_open(&d->client, d->socket_path, d->timeout_ms);
-    if (err != 0) {
-        driver_fail(d, "cannot attach to %s: %s", d->socket_path, strerror(-err));
+    d->client = vfuc_connect(d->socket_path, &options);
+    if (d->client == NULL) {
+        driver_fail(d, "cannot attach to %s: %s", d->socket_path, strerror(errno));
         return;
     }
-    d->attached = true;
     for (int kind = 0; kind < NR_RAMS; kind++) {
         map_ram(d, &d->rams[kind]);
     }
@@ -166,65 +138,42 @@ void driver_attach(struct driver *d)
 
 void driver_detach(struct driver *d)
 {
-    if (d->attached) {
-        d->attached = false;
-        bare_client_close(&d->client);
-    }
+    vfuc_disconnect(d->client);
+    d->client = NULL;
+}
+
+uint64_t driver_dma_messages(const struct driver *d)
+{
+    return d->client != NULL ? vfuc_dma_messages(d->client) : 0;
 }
 
 void driver_reset(struct driver *d)
 {
-    request(d, "DEVICE_RESET", VFIO_USER_DEVICE_RESET, NULL, 0, -1);
+    if (driver_ok(d)) {
+        check(d, "DEVICE_RESET", vfuc_reset(d->client));
+    }
 }
 
 /*
  * Registers
  */
 
-/* struct vfio_user_region_access with room for a register. */
-struct register_access {
-    uint64_t offset;
-    uint32_t region;
-    uint32_t count;
-    uint64_t value;
-};
-VFU_STATIC_ASSERT(offsetof(struct register_access, value) == sizeof(struct vfio_user_region_access),
-                  "the data follows the fixed part");
-
 static uint64_t read_region(struct driver *d, uint32_t region, uint64_t offset, size_t size)
 {
-    const size_t fixed = sizeof(struct vfio_user_region_access);
-    struct register_access access = {
-        .offset = offset,
-        .region = region,
-        .count = (uint32_t)size,
-    };
-    int err;
+    uint64_t value = 0;
 
-    if (!driver_ok(d)) {
-        return 0;
+    if (driver_ok(d) && vfuc_region_read(d->client, region, offset, &value, size) < 0) {
+        driver_fail(d, "reading 0x%" PRIx64 " of region %u: %s", offset, region, strerror(errno));
     }
-    err = bare_client_request(&d->client, VFIO_USER_REGION_READ, &access, fixed, -1, &access,
-                              fixed + size);
-    if (err != 0) {
-        driver_fail(d, "reading 0x%" PRIx64 " of region %u: %s", offset, region, strerror(-err));
-        return 0;
-    }
-    return access.value;
+    return driver_ok(d) ? value : 0;
 }
 
 static void write_region(struct driver *d, uint32_t region, uint64_t offset, size_t size,
                          uint64_t value)
 {
-    struct register_access access = {
-        .offset = offset,
-        .region = region,
-        .count = (uint32_t)size,
-        .value = value,
-    };
-
-    request(d, "REGION_WRITE", VFIO_USER_REGION_WRITE, &access,
-            sizeof(struct vfio_user_region_access) + size, -1);
+    if (driver_ok(d) && vfuc_region_write(d->client, region, offset, &value, size) < 0) {
+        driver_fail(d, "writing 0x%" PRIx64 " of region %u: %s", offset, region, strerror(errno));
+    }
 }
 
 uint64_t driver_read(struct driver *d, enum edu_offset offset, size_t size)
@@ -273,18 +222,6 @@ void driver_config_write(struct driver *d, uint32_t offset, size_t size, uint32_
  * Interrupts
  */
 
-static void set_irqs(struct driver *d, unsigned index, uint32_t flags, uint32_t count, int fd)
-{
-    struct vfio_irq_set set = {
-        .argsz = sizeof(set),
-        .flags = flags,
-        .index = index,
-        .count = count,
-    };
-
-    request(d, "SET_IRQS", VFIO_USER_DEVICE_SET_IRQS, &set, sizeof(set), fd);
-}
-
 static uint32_t find_capability(struct driver *d, uint32_t id)
 {
     uint32_t pos = driver_config_read(d, PCI_CAPABILITY_LIST, 1);
@@ -313,7 +250,9 @@ static void set_msi_enable(struct driver *d, bool enable)
 
 void driver_enable_irq(struct driver *d, unsigned index)
 {
-    set_irqs(d, index, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 1, d->irq_fd);
+    if (driver_ok(d)) {
+        check(d, "SET_IRQS", vfuc_irq_set_eventfds(d->client, index, 0, 1, &d->irq_fd));
+    }
     if (index == VFIO_PCI_MSI_IRQ_INDEX) {
         set_msi_enable(d, true);
     }
@@ -324,14 +263,16 @@ void driver_disable_irq(struct driver *d, unsigned index)
     if (index == VFIO_PCI_MSI_IRQ_INDEX) {
         set_msi_enable(d, false);
     }
-    set_irqs(d, index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, 0, -1);
+    if (driver_ok(d)) {
+        check(d, "SET_IRQS", vfuc_irq_disable(d->client, index));
+    }
 }
 
 void driver_mask_intx(struct driver *d, bool mask)
 {
-    uint32_t action = mask ? VFIO_IRQ_SET_ACTION_MASK : VFIO_IRQ_SET_ACTION_UNMASK;
-
-    set_irqs(d, VFIO_PCI_INTX_IRQ_INDEX, VFIO_IRQ_SET_DATA_NONE | action, 1, -1);
+    if (driver_ok(d)) {
+        check(d, "SET_IRQS", vfuc_irq_mask(d->client, VFIO_PCI_INTX_IRQ_INDEX, 0, 1, mask));
+    }
 }
 
 bool driver_irq_pending(struct driver *d)
@@ -343,23 +284,15 @@ bool driver_irq_pending(struct driver *d)
 
 void driver_wait_irq(struct driver *d)
 {
-    struct pollfd fds[] = {
-        { .fd = d->irq_fd, .events = POLLIN },
-        { .fd = d->client.fd, .events = POLLIN },
-    };
+    struct pollfd pfd = { .fd = d->irq_fd, .events = POLLIN };
 
     while (driver_ok(d) && !driver_irq_pending(d)) {
-        int ready = poll(fds, 2, d->timeout_ms), err = 0;
+        int ready = poll(&pfd, 1, d->timeout_ms);
 
         if (ready == 0) {
             driver_fail(d, "no interrupt within %d ms", d->timeout_ms);
-        } else if (ready > 0 && fds[1].revents != 0) {
-            err = bare_client_serve(&d->client);
         } else if (ready < 0 && errno != EINTR) {
-            err = -errno;
-        }
-        if (err != 0) {
-            driver_fail(d, "waiting for an interrupt: %s", strerror(-err));
+            driver_fail(d, "waiting for an interrupt: %s", strerror(errno));
         }
     }
 }

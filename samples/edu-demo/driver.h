@@ -10,7 +10,7 @@
 #define DRIVER_H
 
 #include "../edu/edu_regs.h"
-#include "bare_client.h"
+#include "vfio-user-client.h"
 
 #include <linux/vfio.h>
 #include <stdbool.h>
@@ -30,13 +30,11 @@ struct ram {
     uint64_t addr; /* where the device sees it */
     int fd;        /* -1: not shared */
     uint8_t *mem;
-    unsigned messages; /* DMA_READ and DMA_WRITE commands served */
 };
 
 struct driver {
     const char *socket_path;
-    struct bare_client client;
-    bool attached;
+    vfuc_t *client; /* NULL: not attached */
     struct ram rams[NR_RAMS];
     int irq_fd; /* eventfd of the interrupt */
     int timeout_ms;
@@ -50,6 +48,8 @@ void driver_destroy(struct driver *d);
 /* Attaches the device, maps its RAM, and lets it be bus master. */
 void driver_attach(struct driver *d);
 void driver_detach(struct driver *d);
+/* DMA_READ and DMA_WRITE commands that were served since. */
+uint64_t driver_dma_messages(const struct driver *d);
 
 bool driver_ok(const struct driver *d);
 /* Records an error, unless there is one. */
@@ -68,7 +68,7 @@ void driver_enable_irq(struct driver *d, unsigned index);
 void driver_disable_irq(struct driver *d, unsigned index);
 void driver_mask_intx(struct driver *d, bool mask);
 
-/* Waits for an interrupt, serving the device's DMA meanwhile. */
+/* Waits for an interrupt. */
 void driver_wait_irq(struct driver *d);
 /* Has an interrupt come that nobody waited for? */
 bool driver_irq_pending(struct driver *d);
