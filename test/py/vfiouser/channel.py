@@ -4,6 +4,7 @@
 import array
 import os
 import socket
+import struct
 
 from . import wire
 
@@ -44,8 +45,9 @@ class Channel:
 
     @classmethod
     def connect(cls, path):
+        """Waits while the server is busy with another client and its backlog is full."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(TIMEOUT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT, 0))
         sock.connect(str(path))
         return cls(sock)
 
