@@ -28,6 +28,9 @@ install(FILES
     ${PROJECT_BINARY_DIR}/vfio-user-config-version.cmake
     DESTINATION ${package_dir})
 
+# Relative to where the file lies, so that an installed tree may be moved.
+file(RELATIVE_PATH VFU_PC_TO_PREFIX
+    /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 foreach(pc IN LISTS pc_files)
     configure_file(cmake/${pc}.pc.in ${pc}.pc @ONLY)
     install(FILES ${PROJECT_BINARY_DIR}/${pc}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
