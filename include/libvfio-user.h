@@ -111,11 +111,14 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx);
 int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
 
 /*
- * Accepts a client and negotiates the version with it. The negotiation itself blocks in every mode.
- * After a failure the next client can be accepted by another call.
+ * Accepts a client and negotiates the version with it. After a failure the next client can be
+ * accepted by another call. With LIBVFIO_USER_FLAG_ATTACH_NB the call waits a moment for the
+ * version message of a client that has just connected; when it does not come, vfu_get_poll_fd()
+ * is that client's socket until it does, or until the client is turned away.
  *
  * Returns 0, or -1 with errno:
- * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting.
+ * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting, or has not spoken.
+ * ETIMEDOUT: the client connected and did not speak within ten seconds. EINTR: a signal.
  * EINVAL: a client is attached already, or this one's version message was refused.
  * ECONNRESET, ENOMSG: the client went away. EFAULT: it sent descriptors with the version message.
  * EMFILE, ENOMEM, and others of accept(2).
@@ -125,16 +128,17 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
 int vfu_attach_ctx(vfu_ctx_t *vfu_ctx);
 
 /*
- * Handles requests of the client. With LIBVFIO_USER_FLAG_ATTACH_NB one request at most; without it,
- * until an error. A request that fails is answered with an error and is no failure of this call.
+ * Handles requests of the client. With LIBVFIO_USER_FLAG_ATTACH_NB those that one receive call
+ * brings, which is one unless the client sends ahead; without it, until an error. A request that
+ * fails is answered with an error and is no failure of this call.
  *
- * Returns the number of requests handled (0 or 1), or -1 with errno:
+ * Returns the number of requests handled, or -1 with errno:
  * EINVAL: not realized.
  * EBUSY: the device was asked to quiesce and has not finished; call again after
  *   vfu_device_quiesced().
  * ENOTCONN: no client, or it went away: the context has been reset, vfu_attach_ctx() may follow.
- * EFAULT: the client sent more descriptors than one message can hold.
- * Others of recvmsg(2), sendmsg(2).
+ * EINTR: a signal came while waiting.
+ * Others: what the quiesce callback failed with when the connection was lost.
  *
  * Control thread, outside callbacks.
  */
@@ -566,7 +570,7 @@ typedef void(vfu_dev_irq_state_cb_t)(vfu_ctx_t *vfu_ctx, uint32_t start, uint32_
  * @type: interrupt type. ERR and REQ have one from the start.
  * @count: number of interrupts.
  *
- * Returns 0, or -1 with errno EINVAL: unknown type.
+ * Returns 0, or -1 with errno. EINVAL: unknown type. EBUSY: the device is realized already.
  *
  * Control thread. vfio-user protocol, DEVICE_GET_IRQ_INFO.
  */

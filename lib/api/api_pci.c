@@ -15,10 +15,23 @@ int vfu_pci_init(vfu_ctx_t *vfu_ctx, vfu_pci_type_t pci_type, int hdr_type, int 
     return 0;
 }
 
+/* NULL, and a log line, when there is no configuration space yet. */
+static vfu_pci_hdr_t *header(vfu_ctx_t *vfu_ctx, const char *caller)
+{
+    if (vfu_ctx->pci.space == NULL) {
+        log_err(&vfu_ctx->log, "%s: call vfu_pci_init() first: ignored", caller);
+        return NULL;
+    }
+    return &vfu_ctx->pci.space->hdr;
+}
+
 void vfu_pci_set_id(vfu_ctx_t *vfu_ctx, uint16_t vid, uint16_t did, uint16_t ssvid, uint16_t ssid)
 {
-    vfu_pci_hdr_t *hdr = &vfu_ctx->pci.space->hdr;
+    vfu_pci_hdr_t *hdr = header(vfu_ctx, "vfu_pci_set_id");
 
+    if (hdr == NULL) {
+        return;
+    }
     hdr->id.vid = vid;
     hdr->id.did = did;
     hdr->ss.vid = ssvid;
@@ -27,8 +40,11 @@ void vfu_pci_set_id(vfu_ctx_t *vfu_ctx, uint16_t vid, uint16_t did, uint16_t ssv
 
 void vfu_pci_set_class(vfu_ctx_t *vfu_ctx, uint8_t base, uint8_t sub, uint8_t pi)
 {
-    vfu_pci_hdr_t *hdr = &vfu_ctx->pci.space->hdr;
+    vfu_pci_hdr_t *hdr = header(vfu_ctx, "vfu_pci_set_class");
 
+    if (hdr == NULL) {
+        return;
+    }
     hdr->cc.bcc = base;
     hdr->cc.scc = sub;
     hdr->cc.pi = pi;

@@ -36,6 +36,10 @@ int irqs_set_count(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t count
     if ((unsigned)type >= VFU_DEV_NUM_IRQS) {
         return -EINVAL;
     }
+    if (irqs->vectors != NULL) {
+        log_err(irqs->log, "irq: the number of interrupts is fixed once the device is realized");
+        return -EBUSY;
+    }
     irqs->counts[type] = count;
     return 0;
 }

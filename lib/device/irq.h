@@ -39,7 +39,7 @@ struct irqs {
 void irqs_init(struct irqs *irqs, const struct logger *log);
 void irqs_destroy(struct irqs *irqs);
 
-/* 0 or -EINVAL. Before irqs_realize(). */
+/* 0, -EINVAL, or -EBUSY after irqs_realize(). */
 int irqs_set_count(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t count);
 /* 0 or -ENOMEM. */
 int irqs_realize(struct irqs *irqs);

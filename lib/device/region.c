@@ -11,6 +11,9 @@
 #include <string.h>
 #include <sys/param.h>
 
+/* So that what describes a region fits into a reply, many times over. */
+#define MAX_AREAS 4096
+
 void regions_init(struct vfu_ctx *ctx)
 {
     for (int i = 0; i < VFU_PCI_DEV_NUM_REGIONS; i++) {
@@ -66,6 +69,9 @@ static const char *area_fault(const struct region_setup *setup)
 {
     if ((setup->areas == NULL) != (setup->nr_areas == 0)) {
         return "mmap areas and their number do not go together";
+    }
+    if (setup->nr_areas > MAX_AREAS) {
+        return "too many mmap areas";
     }
     if (setup->nr_areas > 0 && setup->fd == -1) {
         return "mmap areas need a file descriptor";
