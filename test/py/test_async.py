@@ -137,6 +137,25 @@ def test_command_before_the_answer(edu, name, to_ram):
     edu.finish_dma(pending.msg_id)
 
 
+@pytest.mark.parametrize("name", ["map", "unmap of the same", "unmap all", "reset"])
+@pytest.mark.parametrize("number", [1, 10, 500])
+@pytest.mark.parametrize("to_ram", [False, True])
+def test_commands_behind_one_that_waits(edu, name, number, to_ram):
+    """
+    A map, unmap or reset waits until the device is quiet, and the device waits for the answer:
+    the answer must be found behind whatever the client sent in between.
+    """
+    pending = Pending(edu, to_ram=to_ram)
+    client = pending.client
+    first = client.send(*COMMANDS[name])
+    ids = [client.send(Cmd.REGION_READ, READ_ID) for _ in range(number)]
+    pending.answer()
+    assert client.wait(first, check=False).error == 0
+    for msg_id in ids:
+        assert client.wait(msg_id).payload[16:] == hw.IDENTITY.to_bytes(4, "little")
+    edu.finish_dma(pending.msg_id)
+
+
 def test_command_half_sent_before_the_answer(pending):
     """Behind half a command nothing else can come on this socket; then the rest, the answer."""
     data = wire.message(Cmd.REGION_READ, READ_ID, 4321)
