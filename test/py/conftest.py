@@ -40,6 +40,9 @@ def server(connected_fds, request):
     marker = request.node.get_closest_marker("server_args")
     server = Server(sample("edu"), *(marker.args if marker else ()))
     yield server
+    if server.stopped:
+        server.close_clients()
+        return
     try:
         server.check(connected_fds)
     except BaseException:

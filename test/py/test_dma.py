@@ -211,6 +211,7 @@ BAD_MAPS = {
     "size 0, messages": (mapping(size=0), False, errno.EINVAL),
     "more than 8 TiB": (mapping(size=TIB8 + K4), False, errno.ENOSPC),
     "largest size": (mapping(size=(1 << 64) - 1), False, errno.ENOSPC),
+    "largest size, wraps": (mapping(addr=K4, size=(1 << 64) - 1), False, errno.ENOSPC),
     "addr + size wraps": (mapping(addr=(1 << 64) - K4, size=2 * K4), False, errno.EINVAL),
     "addr + size wraps, mmap": (mapping(addr=(1 << 64) - K4, size=2 * K4), True, errno.EINVAL),
 }
@@ -446,3 +447,35 @@ def test_maps_survive_a_reset(edu):
     slot.write(0, PATTERN)
     edu.copy(0, 0x800, 64)
     assert slot.read(0x800, 64) == PATTERN[:64]
+
+
+# The DMA mask
+
+@pytest.mark.server_args("--dma-mask", "40")
+def test_memory_above_4_gib(edu):
+    slot = add(edu.client, 1 << 36, 2 * K4)
+    slot.write(0, PATTERN)
+    edu.copy(1 << 36, (1 << 36) + K4, 64)
+    assert slot.read(K4, 64) == PATTERN[:64]
+
+
+@by_mode
+def test_address_beyond_the_mask(edu, mode):
+    """QEMU's device cuts the address to 28 bits: what is above is not reached."""
+    high = add(edu.client, 1 << 28, K4, mode)
+    edu.to_ram(1 << 28, 64)
+    edu.from_ram(1 << 28, 64)
+    assert high.read(0, K4) == bytes(K4)
+
+
+@pytest.mark.parametrize("src, dst, count", [
+    (hw.BUFFER - 1, 0, 16), (hw.BUFFER + 4095, 0, 2), (hw.BUFFER, 0, 4097),
+    (hw.BUFFER, 0, (1 << 64) - 1), (0, 0, 16), ((1 << 64) - 1, 0, 2), (hw.BUFFER, 0, 0)])
+def test_outside_the_devices_buffer(edu, src, dst, count):
+    """The guest's driver is not trusted with the device's memory."""
+    slot = add(edu.client, 0, 4 * K4)
+    edu.dma(src, dst, count, hw.DMA_TO_RAM)
+    edu.dma(dst, src, count)
+    assert edu.read(hw.REG_ID) == hw.IDENTITY
+    edu.to_ram(0, 16)
+    assert slot.read(0, 16) == bytes(16)

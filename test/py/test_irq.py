@@ -234,3 +234,34 @@ def test_dma_raises(edu, event):
     wait_event(fd)
     assert edu.read(hw.REG_IRQ_STATUS) == hw.DMA_IRQ
     assert not edu.read(hw.REG_DMA_CMD) & hw.DMA_START
+
+
+@pytest.mark.parametrize("index", [INTX, MSI])
+def test_raised_while_masked(edu, event, index):
+    """It comes when the mask goes, once, and not before."""
+    fd = event()
+    edu.client.set_irqs(index, ASSIGN, fds=[fd])
+    edu.client.set_irqs(index, DATA_NONE | ACTION_MASK)
+    edu.write(hw.REG_IRQ_RAISE, 2)
+    assert edu.read(hw.REG_IRQ_STATUS) == 2
+    assert count_of(fd) == 0
+    edu.client.set_irqs(index, DATA_NONE | ACTION_UNMASK)
+    assert wait_event(fd) >= 1
+    edu.write(hw.REG_IRQ_ACK, 2)
+    edu.client.set_irqs(index, DATA_NONE | ACTION_MASK)
+    edu.client.set_irqs(index, DATA_NONE | ACTION_UNMASK)
+    assert count_of(fd) == 0
+
+
+def test_interrupt_disable_is_for_intx_alone(edu, event):
+    """The command register's bit 10; with MSI enabled it has no effect."""
+    fd = event()
+    edu.client.set_irqs(INTX, ASSIGN, fds=[fd])
+    edu.client.write_int(wire.CONFIG, 4, 0x0406, 2)
+    edu.write(hw.REG_IRQ_RAISE, 1)
+    assert edu.read(hw.REG_IRQ_STATUS) == 1
+    assert count_of(fd) == 0
+    edu.client.write_int(wire.CONFIG, 4, 0x0006, 2)
+    edu.write(hw.REG_IRQ_RAISE, 2)
+    wait_event(fd)
+

@@ -36,6 +36,7 @@ GOOD = {
     "max_msg_fds 1024": caps(max_msg_fds=1024),
     "max_data_xfer_size 1": caps(max_data_xfer_size=1),
     "max_data_xfer_size 1 GiB": caps(max_data_xfer_size=1 << 30),
+    "max_data_xfer_size 4 GiB": caps(max_data_xfer_size=1 << 32),
     "QEMU": caps(**QEMU_CAPABILITIES),
     "twin socket not supported": caps(twin_socket={"supported": False}),
     "twin socket without descriptors": caps(max_msg_fds=0, twin_socket={"supported": True}),

@@ -119,9 +119,12 @@ class Server:
                     f"{len(fds)} descriptors instead of {len(self.idle_fds)} + {connected_fds}: "
                     f"{fds}, idle {self.idle_fds}")
 
+    @property
+    def stopped(self):
+        return self.process.stdout.closed
+
     def stop(self):
-        """SIGTERM must end it with status 0 and without any report."""
-        self.close_clients()
+        """SIGTERM must end it with status 0 and without any report, with a client or without."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
