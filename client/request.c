@@ -28,20 +28,25 @@ static struct call *find_call(struct vfuc *client, uint16_t id)
     return NULL;
 }
 
-/* Lock held; an asynchronous call is the caller's to complete. */
-static void end_call(struct vfuc *client, struct call *call, int error)
+/*
+ * Lock held. Returns the call if it is asynchronous: the caller completes it without the lock.
+ * One that somebody waits for is gone as soon as the lock is dropped: NULL.
+ */
+static struct call *end_call(struct vfuc *client, struct call *call, int error)
 {
     LIST_REMOVE(call, link);
     call->error = error;
     call->finished = true;
-    if (call->done == NULL) {
-        pthread_cond_broadcast(&client->cond);
+    if (call->done != NULL) {
+        return call;
     }
+    pthread_cond_broadcast(&client->cond);
+    return NULL;
 }
 
 static void complete_async(struct call *call, const void *payload, size_t len)
 {
-    if (call->done != NULL) {
+    if (call != NULL) {
         call->done(call->pvt, call->error, payload, len);
         free(call);
     }
@@ -58,7 +63,7 @@ void client_break(struct vfuc *client)
     }
     for (int i = 0; i < CLIENT_BUCKETS; i++) {
         while ((call = LIST_FIRST(&client->calls[i])) != NULL) {
-            end_call(client, call, ENOTCONN);
+            call = end_call(client, call, ENOTCONN);
             pthread_mutex_unlock(&client->lock);
             complete_async(call, NULL, 0);
             pthread_mutex_lock(&client->lock);
@@ -253,11 +258,9 @@ static void handle_reply(struct vfuc *client, const struct vfio_user_header *hdr
             fds[0] = -1;
         }
     }
-    end_call(client, call, error);
+    call = end_call(client, call, error);
     pthread_mutex_unlock(&client->lock);
-    if (call->done != NULL) {
-        complete_async(call, payload, len);
-    }
+    complete_async(call, payload, len);
 }
 
 static void handle_command(struct vfuc *client, const struct vfio_user_header *hdr,
