@@ -97,13 +97,17 @@ def test_across_two_adjacent_maps(edu, mode):
 
 
 @pytest.mark.parametrize("bare", [True, False], ids=["bare header", "echo"])
-def test_reply_to_dma_write(edu, bare):
+def test_reply_to_dma_write(server, bare):
     """QEMU answers DMA_WRITE with a bare header, the protocol wants address and count."""
-    edu.client.bare_write_replies = bare
-    slot = add(edu.client, 0, 2 * K4, "messages")
+    client = server.client({"max_data_xfer_size": 16})
+    edu = hw.Edu(client)
+    edu.enable_bus_master()
+    client.bare_write_replies = bare
+    slot = add(client, 0, 2 * K4, "messages")
     slot.write(0, PATTERN)
     edu.copy(0, K4, len(PATTERN))
     assert slot.read(K4, len(PATTERN)) == PATTERN
+    assert server.failed_transfers() == 0
 
 
 @pytest.mark.parametrize("xfer", [1, 7, 100, 1024])
@@ -130,12 +134,13 @@ FAILURES = [errno.EPERM, errno.EFAULT, errno.EINVAL, errno.EIO, 4095]
 
 @pytest.mark.parametrize("error", FAILURES)
 @pytest.mark.parametrize("to_ram", [False, True])
-def test_client_fails_a_message(edu, error, to_ram):
+def test_client_fails_a_message(server, edu, error, to_ram):
     """The device gets over it, and the next transfer works."""
     client = edu.client
     slot = add(client, 0, 2 * K4, "messages")
     client.on_command = lambda command: client.reply(command, error=error)
     (edu.to_ram if to_ram else edu.from_ram)(0, 64)
+    assert server.failed_transfers() == 1
     client.on_command = client.serve
     slot.write(0, PATTERN)
     edu.copy(0, K4, 64)

@@ -55,6 +55,10 @@ class Server:
         self.log.seek(0)
         return self.log.read().decode(errors="replace")
 
+    def failed_transfers(self):
+        """How many times the edu device has warned that a DMA transfer failed."""
+        return len(re.findall(r"DMA of .* failed", self.stderr()))
+
     def fds(self):
         """What the server has open, as the targets of the links in /proc."""
         directory = f"/proc/{self.process.pid}/fd"
