@@ -100,3 +100,9 @@ if(VFU_FUZZ)
             RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/fuzz)
     endforeach()
 endif()
+
+# Devices that tests attach to, and the samples as tests of their own.
+vfu_executables(test/device vfio-user Threads::Threads)
+if(TARGET sample-edu-demo)
+    add_test(NAME samples/edu-demo COMMAND sample-edu-demo)
+endif()

@@ -79,6 +79,11 @@ int dma_command_map(struct vfu_ctx *ctx, struct request *req)
                 mapping.fd == -1 ? "without a file descriptor" : "are unknown or contradictory");
         return -EINVAL;
     }
+    if (map.size > DMA_MAX_REGION_SIZE) {
+        log_err(&ctx->log, "DMA_MAP id %u: size 0x%llx is above 0x%llx", req->hdr.msg_id,
+                (unsigned long long)map.size, DMA_MAX_REGION_SIZE);
+        return -ENOSPC;
+    }
     if (!range_make(map.addr, map.size, &mapping.iova)) {
         log_err(&ctx->log, "DMA_MAP id %u: address 0x%llx, size 0x%llx is empty or wraps",
                 req->hdr.msg_id, (unsigned long long)map.addr, (unsigned long long)map.size);

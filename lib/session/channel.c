@@ -14,8 +14,7 @@
 /* A client that takes not one byte for so long is taken for dead. */
 #define SEND_STALL_MS 10000
 
-/* What may wait for the control thread before nothing more is read. */
-#define MAX_PARKED 256
+/* What may wait for the control thread before nothing more is read; memory counts, not messages. */
 #define MAX_PARKED_BYTES (4u * WIRE_MAX_DATA_XFER)
 #define MAX_PARKED_FDS (2 * STREAM_MAX_FDS)
 
@@ -336,8 +335,7 @@ static bool parking_full(struct session *s, const struct channel *ch)
         return false;
     }
     pthread_mutex_lock(&s->lock);
-    full = s->nr_parked >= MAX_PARKED || s->parked_bytes >= MAX_PARKED_BYTES ||
-           s->parked_fds >= MAX_PARKED_FDS;
+    full = s->parked_bytes >= MAX_PARKED_BYTES || s->parked_fds >= MAX_PARKED_FDS;
     pthread_mutex_unlock(&s->lock);
     return full;
 }
@@ -355,9 +353,7 @@ static void park(struct session *s, struct channel *ch, const struct vfio_user_h
     }
     pthread_mutex_lock(&s->lock);
     STAILQ_INSERT_TAIL(&s->parked, req, link);
-    s->nr_parked++;
-    s->parked_bytes += req->len;
-    s->parked_fds += (unsigned)req->nr_fds;
+    session_count_parked(s, req, 1);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -381,20 +377,11 @@ static int route_buffered(struct session *s, struct channel *ch)
     return routed;
 }
 
-static bool may_take(const struct vfio_user_header *hdr, bool anytime)
-{
-    const struct command_rule *rule = command_rule(hdr->cmd);
-
-    return wire_size_ok(hdr) &&
-           (wire_is_reply(hdr) || (anytime && rule != NULL && (rule->traits & CMD_ANYTIME)));
-}
-
 /*
  * How many bytes may be taken off a socket that an event loop polls for commands: those of one
- * reply (or of a command that need not wait, where the caller serves such), and none of any other
- * command. Role held.
+ * reply, none of a command. Role held.
  */
-static ssize_t careful_limit(struct channel *ch, bool anytime)
+static ssize_t careful_limit(struct channel *ch)
 {
     struct vfio_user_header hdr;
     size_t held = stream_buffered(&ch->stream);
@@ -413,14 +400,14 @@ static ssize_t careful_limit(struct channel *ch, bool anytime)
     } else {
         memcpy(&hdr, stream_data(&ch->stream), sizeof(hdr));
     }
-    return may_take(&hdr, anytime) ? (ssize_t)(hdr.msg_size - held) : 0;
+    return wire_is_reply(&hdr) && wire_size_ok(&hdr) ? (ssize_t)(hdr.msg_size - held) : 0;
 }
 
 int channel_pump(struct session *s, struct channel *ch)
 {
-    bool serving = s->running || session_on_control(s);
-    bool greedy = !ch->commands || !ch->stream.is_socket || (serving && !s->held);
-    bool anytime = s->running && s->held;
+    /* Commands that park are served before the control thread leaves, or when the hold ends. */
+    bool serving = s->running || s->held || session_on_control(s);
+    bool greedy = !ch->commands || !ch->stream.is_socket || serving;
     ssize_t n;
     int r;
 
@@ -432,7 +419,7 @@ int channel_pump(struct session *s, struct channel *ch)
         r = route_buffered(s, ch);
     }
     if (r == 0 && !parking_full(s, ch)) {
-        n = greedy ? (ssize_t)WIRE_MAX_MESSAGE : careful_limit(ch, anytime);
+        n = greedy ? (ssize_t)WIRE_MAX_MESSAGE : careful_limit(ch);
         if (n > 0) {
             n = stream_receive(&ch->stream, (size_t)n, false);
         }

@@ -65,7 +65,7 @@ static int read_members(struct json_object *obj, const char *where, const struct
                     (long long)number, (long long)m->min, (long long)m->max);
             return -EINVAL;
         }
-        *(uint32_t *)m->out = (uint32_t)number;
+        *(uint32_t *)m->out = number < UINT32_MAX ? (uint32_t)number : UINT32_MAX;
     }
     return 0;
 }
@@ -174,7 +174,7 @@ static int parse_caps(struct json_object *root, const struct server_offer *offer
     uint32_t pgsize = 0;
     const struct member top[] = {
         { "max_msg_fds", MEMBER_INT, 0, CLIENT_MAX_MSG_FDS, &agreed->max_msg_fds },
-        { "max_data_xfer_size", MEMBER_INT, 1, INT32_MAX, &agreed->max_data_xfer_size },
+        { "max_data_xfer_size", MEMBER_INT, 1, INT64_MAX, &agreed->max_data_xfer_size },
         { "write_multiple", MEMBER_BOOL, 0, 0, &agreed->write_multiple },
     };
     const struct member twin[] = {

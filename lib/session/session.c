@@ -108,7 +108,7 @@ void session_close(struct session *s)
         STAILQ_REMOVE_HEAD(&s->parked, link);
         request_drop(req);
     }
-    s->nr_parked = s->parked_fds = 0;
+    s->parked_fds = 0;
     s->parked_bytes = 0;
     close_channel(s, &s->twin);
     close_channel(s, &s->main);
@@ -144,10 +144,9 @@ int session_error(struct session *s)
     return err;
 }
 
-static void count_parked(struct session *s, const struct request *req, int n)
+void session_count_parked(struct session *s, const struct request *req, int n)
 {
-    s->nr_parked += (unsigned)n;
-    s->parked_bytes += (size_t)n * req->len;
+    s->parked_bytes += (size_t)n * (sizeof(*req) + req->len);
     s->parked_fds += (unsigned)n * (unsigned)req->nr_fds;
 }
 
@@ -164,7 +163,7 @@ void session_release(struct session *s, struct request *first)
     s->held = false;
     if (first != NULL) {
         STAILQ_INSERT_HEAD(&s->parked, first, link);
-        count_parked(s, first, 1);
+        session_count_parked(s, first, 1);
     }
     pthread_mutex_unlock(&s->lock);
 }
@@ -238,7 +237,7 @@ static struct request *next_parked(struct session *s)
     STAILQ_FOREACH (req, &s->parked, link) {
         if (!s->held || (command_traits(req->hdr.cmd) & CMD_ANYTIME)) {
             STAILQ_REMOVE(&s->parked, req, request, link);
-            count_parked(s, req, -1);
+            session_count_parked(s, req, -1);
             return req;
         }
     }
@@ -372,7 +371,7 @@ static enum step run_waiting(struct session *s)
     return STEP_NOTHING;
 }
 
-/* While held, only what need not wait is taken off the socket. Lock held. */
+/* While held, commands park and replies go on. Lock held. */
 static int run_held(struct session *s)
 {
     int r;

@@ -77,7 +77,6 @@ struct session {
     int broken; /* negative errno once the connection is unusable */
 
     struct request_queue parked;
-    unsigned nr_parked;
     size_t parked_bytes;
     unsigned parked_fds;
 
@@ -142,6 +141,8 @@ int session_error(struct session *s);
 
 /* Marks the connection unusable. Any thread, lock not held. */
 void session_break(struct session *s, int err);
+/* Accounts for a request that parks (n is 1) or no longer does (-1). Lock held. */
+void session_count_parked(struct session *s, const struct request *req, int n);
 /* Ends the control thread's sleep. Lock held. */
 void session_wake_control(struct session *s);
 /* Is this the control thread? Lock held. */
