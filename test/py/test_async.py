@@ -232,6 +232,29 @@ def test_ids_in_flight_differ(small):
     pending.check(1024)
 
 
+@pytest.mark.parametrize("name", ["unmap of the same", "unmap all", "reset"])
+@pytest.mark.parametrize("to_ram", [False, True])
+def test_reply_comes_after_the_transfer(small, name, to_ram):
+    """What takes memory away or resets is done when nothing uses the memory, and not before."""
+    pending = Pending(small, 1024, to_ram)
+    client = pending.client
+    pieces = [pending.command, *client.held]
+    client.held.clear()
+    msg_id = client.send(*COMMANDS[name])
+
+    def serve(command):
+        pieces.append(command)
+        assert not client.replies[msg_id], f"reply after {len(pieces)} of 16 messages"
+        client.serve(command)
+
+    client.on_command = serve
+    for command in list(pieces):
+        client.serve(command)
+    assert client.wait(msg_id).error == 0
+    assert len(pieces) == 16
+    small.finish_dma(pending.msg_id)
+
+
 @pytest.mark.parametrize("piece", [0, 1, 7, 15])
 def test_one_piece_fails(server, small, piece):
     """The transfer fails, the device goes on."""
