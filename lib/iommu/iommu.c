@@ -320,8 +320,8 @@ void iommu_disconnected(struct vfu_ctx *ctx)
     }
     memset(&ctx->agreed.iommu, 0, sizeof(ctx->agreed.iommu));
     set(&iommu->remapping, false);
-    iommu_registers_changed(ctx);
     forget_pending(ctx, -ENOTCONN);
+    iommu_registers_changed(ctx);
     pthread_mutex_lock(&iommu->lock);
     iommu->epoch++;
     iommu->nr_invalidations = 0;

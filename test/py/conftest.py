@@ -4,7 +4,10 @@ import pathlib
 
 import pytest
 
+from vfiouser import iommu
+from vfiouser.client import CAPABILITIES
 from vfiouser.edu import Edu
+from vfiouser.probe import Probe
 from vfiouser.server import Server
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -12,7 +15,11 @@ BUILD = pathlib.Path(os.environ.get("VFU_BUILD", ROOT / "build"))
 
 
 def sample(name):
-    path = BUILD / "samples" / name
+    return built("samples", name)
+
+
+def built(directory, name):
+    path = BUILD / directory / name
     if not os.access(path, os.X_OK):
         pytest.fail(f"{path} is missing: build it, or set VFU_BUILD to the build directory",
                     pytrace=False)
@@ -63,3 +70,33 @@ def edu(client):
     device = Edu(client)
     device.enable_bus_master()
     return device
+
+
+@pytest.fixture
+def probe_server(connected_fds, request):
+    """An iommu_probe with the arguments of @pytest.mark.probe_args, by default with everything."""
+    marker = request.node.get_closest_marker("probe_args")
+    args = marker.args if marker else ("--pasid", "20", "--ats", "--pri")
+    server = Server(built("test/device", "iommu_probe"), *args)
+    yield server
+    try:
+        server.check(connected_fds)
+    except BaseException:
+        print(server.stderr())
+        server.kill()
+        raise
+    server.stop()
+
+
+@pytest.fixture
+def probe(probe_server):
+    """The probe, attached by a client that knows the extension; nothing is switched on."""
+    client = probe_server.client({**CAPABILITIES, "iommu": iommu.CAPS})
+    return Probe(client)
+
+
+@pytest.fixture
+def iommu_on(probe):
+    """The probe with guest memory registered, and PASID, ATS and PRI on."""
+    probe.enable()
+    return probe
