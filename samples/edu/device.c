@@ -66,11 +66,12 @@ static void dma_job(void *arg)
 {
     struct server *server = arg;
 
-    server->dma.err = dma_transfer(&server->dma_space, &server->dma.transfer, &server->dma.moved);
+    dma_transfer(&server->dma_space, &server->dma.transfer, &server->dma.result);
 }
 
 static void start_dma(void *owner, const struct edu_transfer *transfer)
 {
+    static const struct edu_dma_result dropped = { .err = -EPERM };
     struct server *server = owner;
 
     vfu_log(server->ctx, LOG_DEBUG, "DMA of %zu bytes %s 0x%" PRIx64, transfer->len,
@@ -80,7 +81,7 @@ static void start_dma(void *owner, const struct edu_transfer *transfer)
                 "DMA of %zu bytes %s 0x%" PRIx64 " dropped: the driver did not set Bus Master "
                 "Enable",
                 transfer->len, transfer->to_ram ? "to" : "from", transfer->addr);
-        edu_dma_done(&server->edu);
+        edu_dma_done(&server->edu, &dropped);
         return;
     }
     server->dma.transfer = *transfer;
@@ -94,13 +95,13 @@ void device_dma_done(struct server *server)
     if (!worker_done(&server->dma_worker)) {
         return;
     }
-    if (server->dma.err != 0) {
+    if (server->dma.result.err != 0) {
         vfu_log(server->ctx, LOG_WARNING,
-                "DMA of %zu bytes %s 0x%" PRIx64 " failed after %zu bytes: %s", transfer->len,
-                transfer->to_ram ? "to" : "from", transfer->addr, server->dma.moved,
-                strerror(-server->dma.err));
+                "DMA of %zu bytes %s 0x%" PRIx64 " failed at 0x%" PRIx64 ": %s",
+                transfer->len, transfer->to_ram ? "to" : "from", transfer->addr,
+                server->dma.result.fault_addr, strerror(-server->dma.result.err));
     }
-    edu_dma_done(&server->edu);
+    edu_dma_done(&server->edu, &server->dma.result);
     if (server->quiescing) {
         server->quiescing = false;
         if (vfu_device_quiesced(server->ctx, 0) != 0) {
@@ -190,6 +191,8 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
     }
     vfu_log(ctx, LOG_INFO, "reset");
     worker_drain(&server->factorial_worker);
+    /* With an IOMMU nothing has quiesced us: what waited has been cancelled, the rest is short. */
+    worker_drain(&server->dma_worker);
     edu_reset(&server->edu);
     return 0;
 }
@@ -223,11 +226,17 @@ static int add_msi(struct server *server)
     return 0;
 }
 
-static int setup_pci(struct server *server)
+static bool has_iommu(const struct server_options *options)
 {
+    return options->pasid_bits > 0 || options->ats || options->pri;
+}
+
+static int setup_pci(struct server *server, const struct server_options *options)
+{
+    vfu_pci_type_t type = has_iommu(options) ? VFU_PCI_TYPE_EXPRESS : VFU_PCI_TYPE_CONVENTIONAL;
     vfu_ctx_t *ctx = server->ctx;
 
-    if (vfu_pci_init(ctx, VFU_PCI_TYPE_CONVENTIONAL, PCI_HEADER_TYPE_NORMAL, 0) != 0) {
+    if (vfu_pci_init(ctx, type, PCI_HEADER_TYPE_NORMAL, 0) != 0) {
         return -1;
     }
     vfu_pci_set_id(ctx, EDU_VENDOR_ID, EDU_DEVICE_ID, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID);
@@ -236,11 +245,28 @@ static int setup_pci(struct server *server)
     return add_msi(server);
 }
 
-static int setup_context(struct server *server)
+/* References keep memory in its place as long as it is used: no need to quiesce for that. */
+static int setup_iommu(struct server *server, const struct server_options *options)
+{
+    const vfu_iommu_config_t config = {
+        .size = sizeof(config),
+        .pasid_bits = options->pasid_bits,
+        .ats = options->ats,
+        .pri = options->pri,
+    };
+
+    if (!has_iommu(options)) {
+        vfu_setup_device_quiesce_cb(server->ctx, quiesce);
+        return 0;
+    }
+    return vfu_setup_device_iommu(server->ctx, &config);
+}
+
+static int setup_context(struct server *server, const struct server_options *options)
 {
     vfu_ctx_t *ctx = server->ctx;
 
-    if (setup_pci(server) != 0 ||
+    if (setup_pci(server, options) != 0 ||
         vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, EDU_BAR_SIZE, access_bar0,
                          VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0) != 0 ||
         vfu_setup_device_dma(ctx, LIBVFIO_USER_MAX_DMA_REGIONS, dma_register, dma_unregister) !=
@@ -248,16 +274,16 @@ static int setup_context(struct server *server)
         vfu_setup_device_reset_cb(ctx, reset) != 0 ||
         vfu_setup_device_nr_irqs(ctx, VFU_DEV_INTX_IRQ, 1) != 0 ||
         vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSI_IRQ, 1) != 0 ||
-        vfu_setup_irq_state_callback(ctx, VFU_DEV_INTX_IRQ, intx_mask_changed) != 0) {
+        vfu_setup_irq_state_callback(ctx, VFU_DEV_INTX_IRQ, intx_mask_changed) != 0 ||
+        setup_iommu(server, options) != 0) {
         return -1;
     }
-    vfu_setup_device_quiesce_cb(ctx, quiesce);
     return vfu_realize_ctx(ctx);
 }
 
-static int start_threads(struct server *server)
+static int start_threads(struct server *server, bool iommu)
 {
-    int err = dma_space_init(&server->dma_space, server->ctx);
+    int err = dma_space_init(&server->dma_space, server->ctx, iommu);
 
     if (err != 0) {
         return err;
@@ -277,16 +303,32 @@ static int start_threads(struct server *server)
 
 int device_setup(struct server *server, const struct server_options *options)
 {
-    edu_init(&server->edu, &edu_ops, server, options->dma_mask_bits);
+    edu_init(&server->edu, &edu_ops, server, options->dma_mask_bits, has_iommu(options));
     if (vfu_setup_log(server->ctx, print_log, options->log_level) != 0 ||
-        setup_context(server) != 0) {
+        setup_context(server, options) != 0) {
         return -errno;
     }
-    return start_threads(server);
+    return start_threads(server, has_iommu(options));
+}
+
+static void log_counters(struct server *server)
+{
+    vfu_iommu_stats_t s;
+
+    vfu_iommu_get_stats(server->ctx, &s);
+    vfu_log(server->ctx, LOG_INFO,
+            "translation cache: %" PRIu64 " hits, %" PRIu64 " misses, %" PRIu64
+            " translations asked, %" PRIu64 " invalidations; %" PRIu64 " pages requested, %" PRIu64
+            " faults, %" PRIu64 " protocol errors",
+            s.atc_hits, s.atc_misses, s.translations, s.invalidations, s.page_requests, s.faults,
+            s.protocol_errors);
 }
 
 void device_stop(struct server *server)
 {
+    if (server->dma_space.iommu) {
+        log_counters(server);
+    }
     worker_stop(&server->dma_worker);
     worker_stop(&server->factorial_worker);
     dma_space_destroy(&server->dma_space);

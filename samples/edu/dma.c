@@ -6,9 +6,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-int dma_space_init(struct dma_space *space, vfu_ctx_t *ctx)
+int dma_space_init(struct dma_space *space, vfu_ctx_t *ctx, bool iommu)
 {
     space->ctx = ctx;
+    space->iommu = iommu;
     space->sg = malloc(dma_sg_size());
     return space->sg == NULL ? -ENOMEM : 0;
 }
@@ -65,25 +66,61 @@ static int find_entry(const struct dma_space *space, uint64_t addr, size_t *len,
     }
 }
 
-int dma_transfer(const struct dma_space *space, const struct edu_transfer *transfer, size_t *moved)
+static int move(const struct dma_space *space, const struct edu_transfer *transfer, size_t moved,
+                size_t *len)
 {
     int prot = transfer->to_ram ? PROT_WRITE : PROT_READ;
-    size_t len;
+    uint8_t *buf = transfer->buf + moved;
     int err;
 
-    for (*moved = 0; *moved < transfer->len; *moved += len) {
-        uint8_t *buf = transfer->buf + *moved;
-
-        len = transfer->len - *moved;
-        err = find_entry(space, transfer->addr + *moved, &len, prot);
-        if (err == 0 && vfu_sg_is_mappable(space->ctx, space->sg)) {
-            err = move_by_memory(space, buf, len, transfer->to_ram);
-        } else if (err == 0) {
-            err = move_by_message(space, buf, transfer->to_ram);
-        }
-        if (err != 0) {
-            return err;
-        }
+    *len = transfer->len - moved;
+    err = find_entry(space, transfer->addr + moved, len, prot);
+    if (err != 0) {
+        return err;
     }
-    return 0;
+    if (vfu_sg_is_mappable(space->ctx, space->sg)) {
+        return move_by_memory(space, buf, *len, transfer->to_ram);
+    }
+    return move_by_message(space, buf, transfer->to_ram);
+}
+
+static void transfer_plain(const struct dma_space *space, const struct edu_transfer *transfer,
+                           struct edu_dma_result *result)
+{
+    size_t len;
+
+    for (size_t moved = 0; moved < transfer->len && result->err == 0; moved += len) {
+        result->err = move(space, transfer, moved, &len);
+        result->fault_addr = transfer->addr + moved;
+    }
+}
+
+/* One call: translations, page requests and messages are the library's business. */
+static void transfer_iommu(const struct dma_space *space, const struct edu_transfer *transfer,
+                           struct edu_dma_result *result)
+{
+    vfu_dma_request_t request = {
+        .addr = transfer->addr,
+        .len = transfer->len,
+        .pasid = transfer->has_pasid ? transfer->pasid : VFU_NO_PASID,
+    };
+    int rc = transfer->to_ram ? vfu_dma_write(space->ctx, &request, transfer->buf)
+                              : vfu_dma_read(space->ctx, &request, transfer->buf);
+
+    result->err = rc == 0 ? 0 : -errno;
+    result->fault_addr = request.fault_addr;
+}
+
+void dma_transfer(const struct dma_space *space, const struct edu_transfer *transfer,
+                  struct edu_dma_result *result)
+{
+    *result = (struct edu_dma_result){ 0 };
+    if (transfer->len == 0) {
+        return;
+    }
+    if (space->iommu) {
+        transfer_iommu(space, transfer, result);
+    } else {
+        transfer_plain(space, transfer, result);
+    }
 }

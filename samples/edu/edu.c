@@ -17,11 +17,13 @@ static void edu_log(const struct edu *edu, int level, const char *fmt, ...)
     va_end(ap);
 }
 
-void edu_init(struct edu *edu, const struct edu_ops *ops, void *owner, unsigned dma_mask_bits)
+void edu_init(struct edu *edu, const struct edu_ops *ops, void *owner, unsigned dma_mask_bits,
+              bool has_iommu)
 {
     memset(edu, 0, sizeof(*edu));
     edu->ops = ops;
     edu->owner = owner;
+    edu->has_iommu = has_iommu;
     edu->dma_mask = UINT64_MAX >> (64 - dma_mask_bits);
 }
 
@@ -101,6 +103,8 @@ static void start_dma(struct edu *edu)
         .addr = outside & edu->dma_mask,
         .len = edu->regs.dma_count,
         .to_ram = to_ram,
+        .has_pasid = (edu->regs.dma_pasid & EDU_PASID_VALID) != 0,
+        .pasid = edu->regs.dma_pasid & EDU_PASID_MASK,
     };
 
     if (!in_buffer(inside, transfer.len)) {
@@ -121,8 +125,9 @@ static void start_dma(struct edu *edu)
     edu->ops->start_dma(edu->owner, &transfer);
 }
 
-void edu_dma_done(struct edu *edu)
+void edu_dma_done(struct edu *edu, const struct edu_dma_result *result)
 {
+    edu->regs.dma_result = *result;
     edu->regs.dma_cmd &= ~(uint64_t)EDU_DMA_RUN;
     if ((edu->regs.dma_cmd & EDU_DMA_IRQ) != 0) {
         raise_irq(edu, EDU_IRQ_DMA);
@@ -200,6 +205,26 @@ static void write_dma_count(struct edu *edu, uint64_t value)
     edu->regs.dma_count = value;
 }
 
+static uint64_t read_dma_pasid(const struct edu *edu)
+{
+    return edu->regs.dma_pasid;
+}
+
+static void write_dma_pasid(struct edu *edu, uint64_t value)
+{
+    edu->regs.dma_pasid = value & (EDU_PASID_VALID | EDU_PASID_MASK);
+}
+
+static uint64_t read_dma_error(const struct edu *edu)
+{
+    return (uint64_t)-edu->regs.dma_result.err;
+}
+
+static uint64_t read_dma_fault(const struct edu *edu)
+{
+    return edu->regs.dma_result.fault_addr;
+}
+
 static uint64_t read_dma_cmd(const struct edu *edu)
 {
     return edu->regs.dma_cmd;
@@ -218,24 +243,28 @@ static const struct edu_register {
     uint64_t (*read)(const struct edu *edu);        /* NULL: reads as all ones */
     void (*write)(struct edu *edu, uint64_t value); /* NULL: writes are ignored */
     bool locked;                                    /* writes are ignored while DMA runs */
+    bool iommu;                                     /* not there without an IOMMU interface */
 } edu_registers[] = {
-    { EDU_REG_ID, read_id, NULL, false },
-    { EDU_REG_LIVENESS, read_liveness, write_liveness, false },
-    { EDU_REG_FACTORIAL, read_factorial, write_factorial, false },
-    { EDU_REG_STATUS, read_status, write_status, false },
-    { EDU_REG_IRQ_STATUS, read_irq_status, NULL, false },
-    { EDU_REG_IRQ_RAISE, NULL, raise_irq, false },
-    { EDU_REG_IRQ_ACK, NULL, acknowledge_irq, false },
-    { EDU_REG_DMA_SRC, read_dma_src, write_dma_src, true },
-    { EDU_REG_DMA_DST, read_dma_dst, write_dma_dst, true },
-    { EDU_REG_DMA_COUNT, read_dma_count, write_dma_count, true },
-    { EDU_REG_DMA_CMD, read_dma_cmd, write_dma_cmd, true },
+    { EDU_REG_ID, read_id, NULL, false, false },
+    { EDU_REG_LIVENESS, read_liveness, write_liveness, false, false },
+    { EDU_REG_FACTORIAL, read_factorial, write_factorial, false, false },
+    { EDU_REG_STATUS, read_status, write_status, false, false },
+    { EDU_REG_IRQ_STATUS, read_irq_status, NULL, false, false },
+    { EDU_REG_IRQ_RAISE, NULL, raise_irq, false, false },
+    { EDU_REG_IRQ_ACK, NULL, acknowledge_irq, false, false },
+    { EDU_REG_DMA_SRC, read_dma_src, write_dma_src, true, false },
+    { EDU_REG_DMA_DST, read_dma_dst, write_dma_dst, true, false },
+    { EDU_REG_DMA_COUNT, read_dma_count, write_dma_count, true, false },
+    { EDU_REG_DMA_CMD, read_dma_cmd, write_dma_cmd, true, false },
+    { EDU_REG_DMA_PASID, read_dma_pasid, write_dma_pasid, true, true },
+    { EDU_REG_DMA_ERROR, read_dma_error, NULL, false, true },
+    { EDU_REG_DMA_FAULT, read_dma_fault, NULL, false, true },
 };
 
-static const struct edu_register *find_register(uint64_t offset)
+static const struct edu_register *find_register(const struct edu *edu, uint64_t offset)
 {
     for (size_t i = 0; i < sizeof(edu_registers) / sizeof(edu_registers[0]); i++) {
-        if (edu_registers[i].offset == offset) {
+        if (edu_registers[i].offset == offset && (edu->has_iommu || !edu_registers[i].iommu)) {
             return &edu_registers[i];
         }
     }
@@ -255,7 +284,7 @@ static bool size_allowed(uint64_t offset, size_t size)
 
 uint64_t edu_read(const struct edu *edu, uint64_t offset, size_t size)
 {
-    const struct edu_register *reg = find_register(offset);
+    const struct edu_register *reg = find_register(edu, offset);
 
     if (!reaches_device(offset, size)) {
         return 0;
@@ -268,7 +297,7 @@ uint64_t edu_read(const struct edu *edu, uint64_t offset, size_t size)
 
 void edu_write(struct edu *edu, uint64_t offset, size_t size, uint64_t value)
 {
-    const struct edu_register *reg = find_register(offset);
+    const struct edu_register *reg = find_register(edu, offset);
 
     if (reg == NULL || reg->write == NULL || !reaches_device(offset, size) ||
         !size_allowed(offset, size)) {

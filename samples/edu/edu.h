@@ -22,6 +22,14 @@ struct edu_transfer {
     uint8_t *buf;
     size_t len;
     bool to_ram;
+    bool has_pasid;
+    uint32_t pasid;
+};
+
+/* How a transfer ended. */
+struct edu_dma_result {
+    int err; /* 0 or a negative errno */
+    uint64_t fault_addr;
 };
 
 struct edu_ops {
@@ -37,6 +45,7 @@ struct edu {
     const struct edu_ops *ops;
     void *owner;
     uint64_t dma_mask;
+    bool has_iommu; /* the registers for one are there */
 
     /* What reset clears. */
     struct {
@@ -48,12 +57,15 @@ struct edu {
         uint64_t dma_dst;
         uint64_t dma_count;
         uint64_t dma_cmd;
+        uint64_t dma_pasid;
+        struct edu_dma_result dma_result;
     } regs;
     uint8_t buffer[EDU_BUFFER_SIZE];
 };
 
 /* dma_mask_bits: 1 to 64. */
-void edu_init(struct edu *edu, const struct edu_ops *ops, void *owner, unsigned dma_mask_bits);
+void edu_init(struct edu *edu, const struct edu_ops *ops, void *owner, unsigned dma_mask_bits,
+              bool has_iommu);
 
 /* To the state after power-on. No factorial and no DMA may be under way. */
 void edu_reset(struct edu *edu);
@@ -70,6 +82,6 @@ static inline bool edu_dma_running(const struct edu *edu)
     return (edu->regs.dma_cmd & EDU_DMA_RUN) != 0;
 }
 
-void edu_dma_done(struct edu *edu);
+void edu_dma_done(struct edu *edu, const struct edu_dma_result *result);
 
 #endif /* EDU_H */

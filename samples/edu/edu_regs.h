@@ -27,6 +27,10 @@ enum edu_offset {
     EDU_REG_DMA_DST = 0x88,
     EDU_REG_DMA_COUNT = 0x90,
     EDU_REG_DMA_CMD = 0x98,
+    /* Ours, not QEMU's, and only with an IOMMU interface. */
+    EDU_REG_DMA_PASID = 0xa0,
+    EDU_REG_DMA_ERROR = 0xa8, /* errno of the last DMA; 0: it went well */
+    EDU_REG_DMA_FAULT = 0xb0, /* the first address that failed */
 };
 
 #define EDU_ID 0x010000EDu
@@ -43,5 +47,9 @@ enum edu_offset {
 #define EDU_DMA_RUN 0x1
 #define EDU_DMA_TO_RAM 0x2 /* from the buffer to RAM; else from RAM to the buffer */
 #define EDU_DMA_IRQ 0x4    /* interrupt at the end */
+
+/* EDU_REG_DMA_PASID: the address space of the next DMA */
+#define EDU_PASID_VALID 0x80000000u /* the one of the PASID in bits 0 to 19 */
+#define EDU_PASID_MASK 0xfffffu
 
 #endif /* EDU_REGS_H */

@@ -9,11 +9,14 @@
 #define EXIT_USAGE 2
 
 static const char usage[] =
-    "Usage: edu --socket PATH [--dma-mask BITS] [--verbose]...\n"
+    "Usage: edu --socket PATH [--dma-mask BITS] [--pasid BITS] [--ats] [--pri] [--verbose]...\n"
     "Serve QEMU's EDU device on a vfio-user socket.\n"
     "\n"
     "  -s, --socket PATH     socket to listen on; removed at the end\n"
     "  -m, --dma-mask BITS   address bits that DMA can reach, 1 to 64 (default 28)\n"
+    "  -p, --pasid BITS      address spaces by PASID, of 1 to 20 bits\n"
+    "  -a, --ats             ask the client's IOMMU for translations, and cache them\n"
+    "  -r, --pri             request pages that are not present; needs --ats\n"
     "  -v, --verbose         say what clients do; twice: each request\n"
     "  -h, --help            print this text\n"
     "  -V, --version         print the version\n"
@@ -22,6 +25,8 @@ static const char usage[] =
 
 static const struct option long_options[] = {
     { "socket", required_argument, NULL, 's' }, { "dma-mask", required_argument, NULL, 'm' },
+    { "pasid", required_argument, NULL, 'p' },  { "ats", no_argument, NULL, 'a' },
+    { "pri", no_argument, NULL, 'r' },
     { "verbose", no_argument, NULL, 'v' },      { "help", no_argument, NULL, 'h' },
     { "version", no_argument, NULL, 'V' },      { NULL, 0, NULL, 0 },
 };
@@ -34,15 +39,16 @@ static int usage_error(void)
     return EXIT_USAGE;
 }
 
-static bool parse_bits(const char *text, unsigned *bits)
+static bool parse_bits(const char *option, unsigned long most, const char *text, unsigned *bits)
 {
     char *end;
     unsigned long n;
 
     errno = 0;
     n = strtoul(text, &end, 10);
-    if (errno != 0 || end == text || *end != '\0' || n < 1 || n > 64) {
-        fprintf(stderr, "edu: --dma-mask takes a number of bits from 1 to 64, not '%s'\n", text);
+    if (errno != 0 || end == text || *end != '\0' || n < 1 || n > most) {
+        fprintf(stderr, "edu: %s takes a number of bits from 1 to %lu, not '%s'\n", option, most,
+                text);
         return false;
     }
     *bits = (unsigned)n;
@@ -62,15 +68,26 @@ static int parse_options(int argc, char **argv, struct server_options *options)
     size_t verbosity = 0;
     int c;
 
-    while ((c = getopt_long(argc, argv, "s:m:vhV", long_options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "s:m:p:arvhV", long_options, NULL)) != -1) {
         switch (c) {
         case 's':
             options->socket_path = optarg;
             break;
         case 'm':
-            if (!parse_bits(optarg, &options->dma_mask_bits)) {
+            if (!parse_bits("--dma-mask", 64, optarg, &options->dma_mask_bits)) {
                 return usage_error();
             }
+            break;
+        case 'p':
+            if (!parse_bits("--pasid", 20, optarg, &options->pasid_bits)) {
+                return usage_error();
+            }
+            break;
+        case 'a':
+            options->ats = true;
+            break;
+        case 'r':
+            options->pri = true;
             break;
         case 'v':
             verbosity += verbosity + 1 < sizeof(log_levels) / sizeof(log_levels[0]);
@@ -87,6 +104,10 @@ static int parse_options(int argc, char **argv, struct server_options *options)
     options->log_level = log_levels[verbosity];
     if (optind < argc) {
         fprintf(stderr, "edu: '%s' is too much: there are options only\n", argv[optind]);
+        return usage_error();
+    }
+    if (options->pri && !options->ats) {
+        fputs("edu: --pri needs --ats: a page that has come is asked for by a translation\n", stderr);
         return usage_error();
     }
     if (options->socket_path == NULL) {

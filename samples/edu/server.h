@@ -19,6 +19,9 @@ struct server_options {
     const char *socket_path;
     unsigned dma_mask_bits;
     int log_level; /* syslog(3) level */
+    unsigned pasid_bits; /* 0: no PASIDs */
+    bool ats;
+    bool pri;
 };
 
 /*
@@ -44,8 +47,7 @@ struct server {
     struct dma_space dma_space;
     struct {
         struct edu_transfer transfer;
-        size_t moved;
-        int err;
+        struct edu_dma_result result;
     } dma;
 };
 

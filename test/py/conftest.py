@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from vfiouser import iommu
+from vfiouser import software_iommu as iommu
 from vfiouser.client import CAPABILITIES
 from vfiouser.edu import Edu
 from vfiouser.probe import Probe

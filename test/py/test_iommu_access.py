@@ -5,9 +5,10 @@ import errno
 
 import pytest
 
-from vfiouser import iommu, wire
+from vfiouser import software_iommu as iommu
+from vfiouser import wire
 from vfiouser.client import CAPABILITIES
-from vfiouser.iommu import PAGE
+from vfiouser.software_iommu import PAGE
 from vfiouser.probe import (CANCEL, DONE, FAILED, HELD, IDLE, KEEP, NO_FAULT, PAGE_REQUEST,
                             PASID_STOP, PENDING, READ, RESOLVE, REVOKED, TRANSLATE, Probe)
 from vfiouser.wire import Cmd

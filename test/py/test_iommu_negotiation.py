@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from vfiouser import iommu, wire
+from vfiouser import software_iommu as iommu
+from vfiouser import wire
 from vfiouser.client import CAPABILITIES, VfioUserError, version_payload
 from vfiouser.probe import Probe
 from vfiouser.wire import CONFIG, Cmd

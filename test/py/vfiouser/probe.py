@@ -5,7 +5,8 @@ import struct
 import time
 from types import SimpleNamespace
 
-from . import iommu, wire
+from . import software_iommu as iommu
+from . import wire
 from .channel import TIMEOUT
 from .wire import BAR0, CONFIG
 
