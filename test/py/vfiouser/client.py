@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The client: commands out, replies matched by id, and the server's commands answered."""
 
+import errno
 import json
 import os
 import select
@@ -156,8 +157,8 @@ class Client:
         assert len(command.payload) == wire.DMA_ACCESS.size, command
         try:
             data = self.memory.dma_read(access.addr, access.count)
-        except PermissionError as error:
-            self.reply(command, error=error.errno or 1)
+        except PermissionError:
+            self.reply(command, error=errno.EPERM)
             return
         self.reply(command, command.payload + data)
 
@@ -167,8 +168,8 @@ class Client:
         assert len(data) == access.count, command
         try:
             self.memory.dma_write(access.addr, data)
-        except PermissionError as error:
-            self.reply(command, error=error.errno or 1)
+        except PermissionError:
+            self.reply(command, error=errno.EPERM)
             return
         echo = b"" if self.bare_write_replies else command.payload[:wire.DMA_ACCESS.size]
         self.reply(command, echo)

@@ -1,209 +1,378 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A software IOMMU for the mock client: page tables, translations, page requests, invalidations."""
+"""
+The IOMMU that a client plays for the vfio-user IOMMU extension: contexts for requester and PASIDs,
+translation requests, page requests, invalidations, and a book of what the server may still use.
+"""
 
-from types import SimpleNamespace
+import errno
 
 from . import wire
+from .pagetable import ALL, PAGE, Fault
+from .script import Script
 from .wire import Cmd
 
-PAGE = 4096
-CAPS = {"pasid": {"bits": 20, "exec": True, "priv": True},
-        "ats": {"queue_depth": 32, "page_shift": 12, "max_entries": 64},
-        "pri": {"max_requests": 512}}
+REQUESTER = None  # "no PASID" is a state of its own, not a number
 
-# Extended capabilities
-ATS, PRI, PASID = 0x0F, 0x13, 0x1B
+CAPABILITIES = {"iommu": {"pasid": {"bits": 20, "exec": True, "priv": True},
+                          "ats": {"queue_depth": 32, "page_shift": 12, "max_entries": 64},
+                          "pri": {"max_requests": 512}}}
 
 
-class PageTable:
-    """IOVA to (translated address, permission), in mappings of any page multiple."""
+class Context:
+    """
+    One address space: a table to walk, and what is known of it but not yet in it (demand paging).
+    """
 
-    def __init__(self):
-        self.mappings = {}
+    def __init__(self, table, ats=True, pri=True):
+        self.table = table
+        self.ats = ats
+        self.pri = pri
+        self.absent = {}  # page -> (target, perm)
 
-    def map(self, iova, translated, size=PAGE, perm=wire.PERM_RW):
-        self.mappings[iova] = SimpleNamespace(iova=iova, translated=translated, size=size,
-                                              perm=perm)
+    def add_absent(self, iova, target, size, perm=ALL):
+        """Pages that come only with a page request."""
+        for at in range(0, size, PAGE):
+            self.absent[iova + at] = (target + at, perm)
 
-    def unmap(self, iova):
-        del self.mappings[iova]
+    def page_in(self, iova, perm):
+        """True if the page is there now with that permission."""
+        leaf = self.table.walk(iova)
+        if leaf.present:
+            return leaf.perm & perm == perm
+        if iova not in self.absent:
+            return False
+        target, have = self.absent[iova]
+        if have & perm != perm:
+            return False
+        del self.absent[iova]
+        self.table.map(iova, target, PAGE, have, largest=PAGE)
+        return True
 
-    def find(self, iova):
-        for mapping in self.mappings.values():
-            if mapping.iova <= iova < mapping.iova + mapping.size:
-                return mapping
-        return None
+
+class Request:
+    """A command of the server, without its PASID prefix."""
+
+    def __init__(self, command):
+        self.command = command
+        self.pasid = REQUESTER
+        self.attrs = 0
+        self.payload = command.payload
+        self.translated = bool(command.flags & wire.F_TRANSLATED)
+        if command.flags & wire.F_PASID:
+            prefix = wire.PASID_PREFIX.unpack(command.payload)
+            assert not self.translated, f"prefix and translated: {command}"
+            assert prefix.pasid >> 20 == 0 and prefix.attrs & ~3 == 0, command
+            self.pasid = prefix.pasid
+            self.attrs = prefix.attrs
+            self.payload = command.payload[wire.PASID_PREFIX.size:]
 
 
-class Nested:
-    """Two stages: what the first gives is an address that the second translates."""
+class Translate(Request):
+    def __init__(self, command):
+        super().__init__(command)
+        fields = wire.ATS_TRANSLATE.unpack(self.payload)
+        assert len(self.payload) == wire.ATS_TRANSLATE.size, command
+        self.argsz, self.flags = fields.argsz, fields.flags
+        self.address, self.length = fields.address, fields.length
 
-    def __init__(self, first, second):
-        self.first = first
-        self.second = second
 
-    def find(self, iova):
-        outer = self.first.find(iova)
-        if outer is None:
-            return None
-        middle = outer.translated + (iova - outer.iova)
-        inner = self.second.find(middle)
-        if inner is None:
-            return None
-        page = iova & ~(PAGE - 1)
-        return SimpleNamespace(iova=page, size=PAGE, perm=outer.perm & inner.perm,
-                               translated=inner.translated + (middle & ~(PAGE - 1)) - inner.iova)
+class PageGroup:
+    """The requests of one group, complete when the last has come."""
+
+    def __init__(self, pasid, index):
+        self.pasid = pasid
+        self.index = index
+        self.pages = []  # (address, number, perm)
+        self.last = None  # the request that is answered
+
+
+class Grant:
+    """A translation that the server was given."""
+
+    def __init__(self, pasid, entry, serial):
+        self.pasid = pasid
+        self.entry = entry
+        self.serial = serial
+
+    def overlaps(self, address, length):
+        return address < self.entry.address + self.entry.length and (
+            self.entry.address < address + length)
+
+
+class Invalidation:
+    """The range is rounded outward to translation units."""
+
+    def __init__(self, msg_id, pasid, flags, address, length, unit, serial):
+        self.msg_id = msg_id
+        self.pasid = pasid
+        self.flags = flags
+        self.address = address // unit * unit
+        self.length = -(-(address + length) // unit) * unit - self.address
+        self.serial = serial
+
+    def concerns(self, grant):
+        if not self.flags & wire.INV_GLOBAL:
+            if self.pasid != grant.pasid or (
+                    self.pasid is not REQUESTER and grant.entry.perm & wire.PERM_GLOBAL):
+                return False
+        return bool(self.flags & wire.INV_ALL) or grant.overlaps(self.address, self.length)
 
 
 class SoftIommu:
     """
-    Attached to a client it answers the server from its page tables. A table's key is the PASID,
-    None for the requester, or (PASID, "priv"). on_fault(key, iova, perm) is asked to bring a page
-    in and returns the response code.
+    Answers the server's commands on the client's behalf. The script decides when and how well.
+    Grants that no completed invalidation has taken back are what the server may use; an access to
+    the translated space that none of them covers goes to violations.
     """
 
-    def __init__(self, client, memory_size=0x100000, base=0x80000000):
+    def __init__(self, client, script=None, page_shift=12, max_entries=64, queue_depth=32):
         self.client = client
-        self.tables = {None: PageTable()}
-        self.on_fault = lambda key, iova, perm: wire.PAGE_INVALID
-        self.translations = []
-        self.groups = []
-        self.markers = []
-        self.base = base
-        self.memory = client.memory.add_file(memory_size)
-        self.size = memory_size
-        client.handlers[Cmd.ATS_TRANSLATE] = self.translate
-        client.handlers[Cmd.PAGE_REQUEST] = self.page_request
-        client.handlers[Cmd.DMA_READ] = self.dma_read
-        client.handlers[Cmd.DMA_WRITE] = self.dma_write
+        self.memory = client.memory
+        self.contexts = {}
+        self.script = script or Script()
+        self.unit = 1 << page_shift
+        self.max_entries = max_entries
+        self.queue_depth = queue_depth
+        self.translates = []  # every ATS_TRANSLATE, in order of arrival
+        self.page_groups = []  # every complete group
+        self.stop_markers = []
+        self.partial = {}  # group index -> PageGroup
+        self.untranslated = []  # every DMA message that had to be translated here
+        self.grants = []
+        self.outstanding = {}  # msg_id -> Invalidation
+        self.violations = []
+        self.serial = 0
+        client.handlers.update({
+            Cmd.DMA_READ: self._dma_read, Cmd.DMA_WRITE: self._dma_write,
+            Cmd.ATS_TRANSLATE: self._translate, Cmd.PAGE_REQUEST: self._page_request})
 
-    def register_memory(self, share=True):
-        """Guest memory, as the translated space."""
-        payload = wire.DMA_MAP.pack(argsz=32, flags=wire.MAP_RW, addr=self.base, size=self.size)
-        self.client.request(Cmd.DMA_MAP, payload, [self.memory.fd] if share else [],
-                            flags=wire.F_TRANSLATED)
+    def share_memory(self, slot, fd=True):
+        """Registers a part of guest memory in the translated space."""
+        return self.client.request(Cmd.DMA_MAP, self.client.map_payload(slot),
+                                   [slot.mem.fd] if fd else [], wire.F_TRANSLATED)
 
-    def table(self, key):
-        return self.tables.setdefault(key, PageTable())
+    def attach(self, context, pasid=REQUESTER):
+        self.contexts[pasid] = context
+        return context
 
-    def frame(self, number):
-        """The translated address of a page of guest memory."""
-        return self.base + number * PAGE
+    # Translation
 
-    def fill(self, number, byte):
-        self.memory.write(number * PAGE, bytes([byte]) * PAGE)
+    def lookup(self, request, address):
+        """The leaf at the address as this requester sees it."""
+        leaf = self.contexts[request.pasid].table.walk(address)
+        privileged = bool(request.attrs & wire.PASID_PRIV)
+        if leaf.perm & wire.PERM_PRIV and not privileged:
+            leaf.perm = 0
+            leaf.target = 0
+        return leaf
 
-    # Messages
+    def entry_of(self, request, leaf):
+        """The reply's entry: no more than was asked for."""
+        perm = leaf.perm & (wire.PERM_READ | wire.PERM_WRITE)
+        if perm:
+            if request.attrs & wire.PASID_EXEC and perm & wire.PERM_READ:
+                perm |= leaf.perm & wire.PERM_EXEC
+            if request.attrs & wire.PASID_PRIV:
+                perm |= wire.PERM_PRIV
+            if request.pasid is not REQUESTER:
+                perm |= leaf.perm & wire.PERM_GLOBAL
+        size = max(leaf.size, self.unit)
+        return {"address": leaf.address & ~(size - 1), "length": size, "perm": perm,
+                "translated": leaf.target if perm else 0}
 
-    @staticmethod
-    def split(command):
-        """(key, the payload behind the prefix)"""
-        if not command.flags & wire.F_PASID:
-            return None, command.payload
-        prefix = wire.PASID_PREFIX.unpack(command.payload)
-        key = prefix.pasid if not prefix.attrs & 2 else (prefix.pasid, "priv")
-        return key, command.payload[wire.PASID_PREFIX.size:]
-
-    @staticmethod
-    def prefixed(pasid, payload, attrs=0):
-        """(flags, payload) for a command about a PASID, or about the requester."""
-        if pasid is None:
-            return 0, payload
-        return wire.F_PASID, wire.PASID_PREFIX.pack(pasid=pasid, attrs=attrs) + payload
-
-    @staticmethod
-    def translate_reply(entries):
-        data = b"".join(wire.ATS_ENTRY.pack(**entry) for entry in entries)
-        head = wire.ATS_REPLY.pack(argsz=wire.ATS_REPLY.size + len(data), nr_entries=len(entries))
-        return head + data
-
-    def entries(self, key, address, length):
-        """What a good reply holds; large mappings are given whole."""
-        entries = []
-        at = address
-        while at < address + length and len(entries) < 64:
-            mapping = self.table(key).find(at)
-            if mapping is None:
-                entries.append({"address": at, "length": PAGE})
-                at += PAGE
-            else:
-                entries.append({"address": mapping.iova, "translated": mapping.translated,
-                                "length": mapping.size, "perm": mapping.perm})
-                at = mapping.iova + mapping.size
+    def entries(self, request):
+        """Ascending, without holes, from the one that holds the address."""
+        room = (request.argsz - wire.ATS_REPLY.size) // wire.ATS_ENTRY.size
+        entries, at = [], request.address
+        while at < request.address + request.length and len(entries) < min(room,
+                                                                           self.max_entries):
+            entry = self.entry_of(request, self.lookup(request, at))
+            if entries and entry["address"] < at:
+                entry["length"] -= at - entry["address"]
+                entry["translated"] += (at - entry["address"]) if entry["perm"] else 0
+                entry["address"] = at
+            entries.append(entry)
+            at = entry["address"] + entry["length"]
         return entries
 
-    def translate(self, command):
-        key, payload = self.split(command)
-        request = wire.ATS_TRANSLATE.unpack(payload)
-        self.translations.append((key, request))
-        self.client.reply(command, self.translate_reply(
-            self.entries(key, request.address, request.length)))
+    def _translate(self, command):
+        request = Translate(command)
+        self.translates.append(request)
+        self.script.translate(self, request)
 
-    def page_request(self, command):
-        key, payload = self.split(command)
-        request = wire.PAGE_REQUEST.unpack(payload)
-        entries = wire.PAGE_REQUEST_ENTRY.unpack_array(payload[wire.PAGE_REQUEST.size:],
-                                                       request.nr_entries)
-        if request.flags & wire.PAGE_STOP:
-            self.markers.append((key, command))
-            return
-        self.groups.append((key, request, entries))
-        code = wire.PAGE_SUCCESS
-        for entry in entries:
-            for page in range(entry.nr_pages):
-                code = max(code, self.on_fault(key, entry.address + page * PAGE, entry.perm))
-        self.respond(command, request.group, code)
+    def answer(self, request):
+        """The honest answer, from the tables as they are now."""
+        context = self.contexts.get(request.pasid)
+        if context is None or not context.ats:
+            self.refuse(request, errno.EPERM)
+        elif not self._well_formed(request):
+            self.refuse(request, errno.EINVAL)
+        else:
+            try:
+                self.reply_entries(request, self.entries(request))
+            except Fault:
+                self.refuse(request, errno.EIO)
 
-    def respond(self, command, group, code):
-        self.client.reply(command, wire.PAGE_RESPONSE.pack(argsz=8, group=group, code=code))
+    def _well_formed(self, request):
+        return (request.flags & ~wire.ATS_NO_WRITE == 0 and request.length > 0 and
+                (request.address | request.length) % self.unit == 0 and
+                request.address + request.length <= 1 << 64 and
+                request.argsz >= wire.ATS_REPLY.size + wire.ATS_ENTRY.size)
 
-    def reach(self, command, key, addr, count, perm):
-        """Offsets in guest memory of the bytes of an access, piece by piece; None: not allowed."""
-        if command.flags & wire.F_TRANSLATED:
-            offset = addr - self.base
-            return [(offset, count)] if 0 <= offset <= self.size - count else None
+    def refuse(self, request, error):
+        self.client.reply(request.command, error=error)
+
+    def reply_entries(self, request, entries, grant=True, **header):
+        """The reply, and its note in the book; header fields may lie."""
+        body = b"".join(wire.ATS_ENTRY.pack(**entry) for entry in entries)
+        fields = {"argsz": wire.ATS_REPLY.size + len(body), "nr_entries": len(entries), **header}
+        if grant:
+            for entry in entries:
+                packed = wire.ATS_ENTRY.unpack(wire.ATS_ENTRY.pack(**entry))
+                if packed.perm & (wire.PERM_READ | wire.PERM_WRITE):
+                    self.grants.append(Grant(request.pasid, packed, self.serial))
+        self.client.reply(request.command, wire.ATS_REPLY.pack(**fields) + body)
+
+    # Accesses by message
+
+    def _access(self, command):
+        request = Request(command)
+        access = wire.DMA_ACCESS.unpack(request.payload)
+        return request, access.addr, access.count, request.payload[wire.DMA_ACCESS.size:]
+
+    def _pieces(self, request, address, count, perm):
+        """Where the access leads, piece by piece; raises PermissionError."""
         pieces = []
-        while count:
-            mapping = self.table(key).find(addr)
-            if mapping is None or mapping.perm & perm != perm:
-                return None
-            within = addr - mapping.iova
-            length = min(count, mapping.size - within)
-            pieces.append((mapping.translated + within - self.base, length))
-            addr += length
-            count -= length
+        while count > 0:
+            if request.translated:
+                size = self._granted(address, count, perm)
+                pieces.append((address, size))
+            else:
+                context = self.contexts.get(request.pasid)
+                leaf = self.lookup(request, address) if context else None
+                if leaf is None or not leaf.perm & perm:
+                    raise PermissionError(f"0x{address:x} in PASID {request.pasid}")
+                size = min(count, leaf.address + leaf.size - address)
+                pieces.append((leaf.at(address), size))
+            address, count = address + size, count - size
         return pieces
 
-    def dma_read(self, command):
-        key, payload = self.split(command)
-        access = wire.DMA_ACCESS.unpack(payload)
-        pieces = self.reach(command, key, access.addr, access.count, wire.PERM_READ)
-        if pieces is None:
-            self.client.reply(command, error=14)
+    def _granted(self, address, count, perm):
+        """How much of a translated access a grant covers; all of it, noted, when none does."""
+        for grant in self.grants:
+            start = grant.entry.translated
+            end = start + grant.entry.length
+            if start <= address < end and grant.entry.perm & perm and (
+                    not grant.entry.perm & wire.PERM_UNTRANSLATED):
+                return min(count, end - address)
+        self.violations.append((address, count, perm))
+        return count
+
+    def _dma_read(self, command):
+        request, address, count, _ = self._access(command)
+        if not request.translated:
+            self.untranslated.append(request)
+        try:
+            data = b"".join(self.memory.dma_read(at, size) for at, size in
+                            self._pieces(request, address, count, wire.PERM_READ))
+        except (PermissionError, Fault):
+            self.client.reply(command, error=errno.EPERM)
             return
-        data = b"".join(self.memory.read(offset, length) for offset, length in pieces)
-        self.client.reply(command, payload[:wire.DMA_ACCESS.size] + data)
+        self.client.reply(command, wire.DMA_ACCESS.pack(addr=address, count=count) + data)
 
-    def dma_write(self, command):
-        key, payload = self.split(command)
-        access = wire.DMA_ACCESS.unpack(payload)
-        pieces = self.reach(command, key, access.addr, access.count, wire.PERM_WRITE)
-        if pieces is None:
-            self.client.reply(command, error=14)
+    def _dma_write(self, command):
+        request, address, count, data = self._access(command)
+        assert len(data) == count, command
+        if not request.translated:
+            self.untranslated.append(request)
+        try:
+            done = 0
+            for at, size in self._pieces(request, address, count, wire.PERM_WRITE):
+                self.memory.dma_write(at, data[done:done + size])
+                done += size
+        except (PermissionError, Fault):
+            self.client.reply(command, error=errno.EPERM)
             return
-        data = payload[wire.DMA_ACCESS.size:]
-        for offset, length in pieces:
-            self.memory.write(offset, data[:length])
-            data = data[length:]
-        self.client.reply(command, payload[:wire.DMA_ACCESS.size])
+        self.client.reply(command, wire.DMA_ACCESS.pack(addr=address, count=count))
 
-    # Commands
+    # Page requests
 
-    def send_invalidate(self, pasid, address=0, length=0, flags=0):
-        payload = wire.ATS_INVALIDATE.pack(argsz=24, flags=flags, address=address, length=length)
-        bits, payload = self.prefixed(pasid, payload)
-        return self.client.send(Cmd.ATS_INVALIDATE, payload, flags=bits)
+    def _page_request(self, command):
+        request = Request(command)
+        fields = wire.PAGE_REQUEST.unpack(request.payload)
+        body = request.payload[wire.PAGE_REQUEST.size:]
+        assert len(body) == fields.nr_entries * wire.PAGE_REQUEST_ENTRY.size, command
+        if fields.flags & wire.PRQ_STOP:
+            assert request.pasid is not REQUESTER and not body, command
+            assert command.flags & wire.NO_REPLY, command
+            self.stop_markers.append(request.pasid)
+            return
+        last = bool(fields.flags & wire.PRQ_LAST)
+        assert bool(command.flags & wire.NO_REPLY) != last, "only the last of a group is answered"
+        assert fields.group < 512, command
+        group = self.partial.setdefault(fields.group, PageGroup(request.pasid, fields.group))
+        assert group.pasid == request.pasid, "a group of two PASIDs"
+        group.pages += [(e.address, e.nr_pages, e.perm) for e in
+                        wire.PAGE_REQUEST_ENTRY.unpack_array(body, fields.nr_entries)]
+        if last:
+            del self.partial[fields.group]
+            group.last = request
+            self.page_groups.append(group)
+            self.script.page_group(self, group)
 
-    def invalidate(self, pasid, address=0, length=0, flags=0):
-        return self.client.wait(self.send_invalidate(pasid, address, length, flags),
-                                check=False).error
+    def page_in(self, group):
+        """Makes the pages of the group present; the code of the honest response."""
+        context = self.contexts.get(group.pasid)
+        if context is None or not context.pri:
+            return wire.PRQ_INVALID
+        mask = wire.PERM_READ | wire.PERM_WRITE | wire.PERM_EXEC
+        present = [context.page_in(address + i * self.unit, perm & mask)
+                   for address, number, perm in group.pages for i in range(number)]
+        return wire.PRQ_SUCCESS if all(present) else wire.PRQ_INVALID
+
+    def respond(self, group, code=None, index=None):
+        """The response: honest unless code or index is given."""
+        code = self.page_in(group) if code is None else code
+        index = group.index if index is None else index
+        self.client.reply(group.last.command, wire.PAGE_RESPONSE.pack(
+            argsz=wire.PAGE_RESPONSE.size, group=index, code=code))
+
+    # Invalidations
+
+    def send_invalidate(self, address=0, length=0, pasid=REQUESTER, flags=0):
+        """The tables are changed before; returns without waiting for the completion."""
+        self.serial += 1
+        prefix = b"" if pasid is REQUESTER else wire.PASID_PREFIX.pack(pasid=pasid)
+        payload = wire.ATS_INVALIDATE.pack(argsz=wire.ATS_INVALIDATE.size, flags=flags,
+                                           address=address, length=length)
+        msg_id = self.client.send(Cmd.ATS_INVALIDATE, prefix + payload,
+                                  flags=wire.F_PASID if prefix else 0)
+        invalidation = Invalidation(msg_id, pasid, flags, address, length, self.unit,
+                                    self.serial)
+        self.outstanding[msg_id] = invalidation
+        return invalidation
+
+    def wait_completion(self, invalidation, check=True):
+        """Serves the server's commands until the completion is there; returns the reply."""
+        reply = self.client.wait(invalidation.msg_id, check)
+        del self.outstanding[invalidation.msg_id]
+        if not reply.error:
+            assert reply.payload == b"", reply
+            self.grants = [grant for grant in self.grants
+                           if grant.serial >= invalidation.serial or
+                           not invalidation.concerns(grant)]
+        return reply
+
+    def completed(self, invalidation):
+        """Whether its completion was received, without looking at the socket."""
+        return bool(self.client.replies[invalidation.msg_id])
+
+    def invalidate(self, address=0, length=0, pasid=REQUESTER, flags=0):
+        return self.wait_completion(self.send_invalidate(address, length, pasid, flags))
+
+    def invalidate_everything(self):
+        return self.invalidate(flags=wire.INV_GLOBAL | wire.INV_ALL)
+
+    def fill_queue(self, number=None, **where):
+        """As many invalidations at once as were agreed, or another number."""
+        return [self.send_invalidate(**where) for _ in range(number or self.queue_depth)]
