@@ -12,7 +12,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +55,7 @@ struct registers {
     uint64_t addr, len;
     uint32_t pasid, attrs, prot, flags;
     uint32_t command;
-    _Atomic uint32_t status;
+    uint32_t status;
     uint32_t error, nr_sgs;
     uint64_t fault_addr;
     uint32_t perm, code;
@@ -65,6 +64,7 @@ struct registers {
 
 struct slot {
     struct registers regs;
+    pthread_mutex_t lock; /* of regs: an access may end on any thread */
     vfu_ctx_t *ctx;
     vfu_dma_request_t req;
     dma_sg_t *sgl;
@@ -81,12 +81,23 @@ struct probe {
     size_t nr_later;
 };
 
-static void set_status(struct slot *slot, enum status status, int error)
+static void set_result(struct slot *slot, enum status status, int error, uint32_t perm,
+                       uint64_t translated, uint32_t code)
 {
+    pthread_mutex_lock(&slot->lock);
     slot->regs.error = (uint32_t)error;
     slot->regs.fault_addr = slot->req.fault_addr;
     slot->regs.nr_sgs = (uint32_t)slot->req.nr_sgs;
-    atomic_store(&slot->regs.status, status);
+    slot->regs.perm = perm;
+    slot->regs.translated = translated;
+    slot->regs.code = code;
+    slot->regs.status = status;
+    pthread_mutex_unlock(&slot->lock);
+}
+
+static void set_status(struct slot *slot, enum status status, int error)
+{
+    set_result(slot, status, error, 0, 0, 0);
 }
 
 static void resolved(vfu_ctx_t *ctx, vfu_dma_request_t *req, int error)
@@ -148,10 +159,10 @@ static void translated(vfu_ctx_t *ctx, void *pvt, int error, const vfu_translati
 
     (void)ctx;
     if (error == 0) {
-        slot->regs.perm = t->perm;
-        slot->regs.translated = t->translated;
+        set_result(slot, STATUS_DONE, 0, t->perm, t->translated, 0);
+    } else {
+        set_status(slot, STATUS_FAILED, error);
     }
-    set_status(slot, error == 0 ? STATUS_DONE : STATUS_FAILED, error);
 }
 
 static void paged(vfu_ctx_t *ctx, void *pvt, int error, uint32_t code)
@@ -159,8 +170,7 @@ static void paged(vfu_ctx_t *ctx, void *pvt, int error, uint32_t code)
     struct slot *slot = pvt;
 
     (void)ctx;
-    slot->regs.code = code;
-    set_status(slot, error == 0 ? STATUS_DONE : STATUS_FAILED, error);
+    set_result(slot, error == 0 ? STATUS_DONE : STATUS_FAILED, error, 0, 0, code);
 }
 
 static int page_request(struct slot *slot)
@@ -223,39 +233,49 @@ static void command(struct probe *probe, struct slot *slot)
     }
 }
 
-/* The memory behind an address of BAR 0; NULL when there is none. */
-static uint8_t *locate(struct probe *probe, size_t count, uint64_t offset)
+/* The slot behind an address of BAR 0, and where in it; NULL when there is none. */
+static struct slot *locate(struct probe *probe, size_t count, uint64_t offset, uint8_t **memory)
 {
-    if (offset + count <= NR_SLOTS * SLOT_SIZE) {
-        struct slot *slot = &probe->slots[offset / SLOT_SIZE];
+    struct slot *slot;
 
-        offset %= SLOT_SIZE;
-        return offset + count <= sizeof(slot->regs) ? (uint8_t *)&slot->regs + offset : NULL;
+    if (offset < NR_SLOTS * SLOT_SIZE) {
+        slot = &probe->slots[offset / SLOT_SIZE];
+        *memory = (uint8_t *)&slot->regs + offset % SLOT_SIZE;
+        return offset % SLOT_SIZE + count <= sizeof(slot->regs) ? slot : NULL;
     }
-    if (offset >= BUFFERS && offset - BUFFERS + count <= NR_SLOTS * BUFFER_SIZE) {
-        struct slot *slot = &probe->slots[(offset - BUFFERS) / BUFFER_SIZE];
-
-        offset = (offset - BUFFERS) % BUFFER_SIZE;
-        return offset + count <= BUFFER_SIZE ? slot->buffer + offset : NULL;
+    if (offset >= BUFFERS && offset < BUFFERS + NR_SLOTS * BUFFER_SIZE) {
+        offset -= BUFFERS;
+        slot = &probe->slots[offset / BUFFER_SIZE];
+        *memory = slot->buffer + offset % BUFFER_SIZE;
+        return offset % BUFFER_SIZE + count <= BUFFER_SIZE ? slot : NULL;
     }
     return NULL;
+}
+
+static ssize_t slot_access(struct probe *probe, struct slot *slot, uint8_t *memory, char *buf,
+                           size_t count, bool is_write)
+{
+    pthread_mutex_lock(&slot->lock);
+    memcpy(is_write ? (void *)memory : buf, is_write ? (void *)buf : memory, count);
+    pthread_mutex_unlock(&slot->lock);
+    if (is_write && memory == (uint8_t *)&slot->regs.command) {
+        command(probe, slot);
+    }
+    return (ssize_t)count;
 }
 
 static ssize_t bar_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write)
 {
     struct probe *probe = vfu_get_private(ctx);
-    uint8_t *memory = locate(probe, count, (uint64_t)offset);
     vfu_iommu_stats_t stats;
     vfu_iommu_state_t state;
+    uint8_t *memory;
+    struct slot *slot = locate(probe, count, (uint64_t)offset, &memory);
 
-    if (memory != NULL && is_write) {
-        memcpy(memory, buf, count);
-        if (memory == (uint8_t *)&probe->slots[offset / SLOT_SIZE % NR_SLOTS].regs.command) {
-            command(probe, &probe->slots[offset / SLOT_SIZE]);
-        }
-    } else if (memory != NULL) {
-        memcpy(buf, memory, count);
-    } else if (!is_write && offset == STATS && count == sizeof(stats)) {
+    if (slot != NULL) {
+        return slot_access(probe, slot, memory, buf, count, is_write);
+    }
+    if (!is_write && offset == STATS && count == sizeof(stats)) {
         vfu_iommu_get_stats(ctx, &stats);
         memcpy(buf, &stats, sizeof(stats));
     } else if (!is_write && offset == STATE && count == sizeof(state)) {
@@ -309,6 +329,7 @@ static int set_up(struct probe *probe, const char *path, const vfu_iommu_config_
         return -1;
     }
     for (int i = 0; i < NR_SLOTS; i++) {
+        pthread_mutex_init(&probe->slots[i].lock, NULL);
         probe->slots[i].ctx = ctx;
         probe->slots[i].regs.pasid = VFU_NO_PASID;
         probe->slots[i].sgl = calloc(MAX_SGS, dma_sg_size());
@@ -358,7 +379,7 @@ static int block_signals(void)
 static void tear_down(struct probe *probe)
 {
     for (int i = 0; i < NR_SLOTS; i++) {
-        uint32_t status = atomic_load(&probe->slots[i].regs.status);
+        uint32_t status = probe->slots[i].regs.status;
 
         if (status == STATUS_HELD || status == STATUS_REVOKED) {
             vfu_dma_release(probe->ctx, &probe->slots[i].req);
@@ -369,6 +390,7 @@ static void tear_down(struct probe *probe)
         if (probe->slots[i].threaded) {
             pthread_join(probe->slots[i].thread, NULL);
         }
+        pthread_mutex_destroy(&probe->slots[i].lock);
         free(probe->slots[i].sgl);
     }
 }
