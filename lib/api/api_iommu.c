@@ -232,7 +232,7 @@ void vfu_iommu_get_stats(vfu_ctx_t *vfu_ctx, vfu_iommu_stats_t *stats)
     }
     c = &iommu->counters;
     *stats = (vfu_iommu_stats_t){
-        .atc_hits = value(&c->hits),
+        .atc_hits = access_hits(iommu),
         .atc_misses = value(&c->misses),
         .atc_entries = dma_nr_cached(vfu_ctx->dma),
         .atc_evictions = value(&c->evictions),

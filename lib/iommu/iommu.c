@@ -88,10 +88,11 @@ int iommu_setup(struct vfu_ctx *ctx, const vfu_iommu_config_t *config)
     if (ctx->dma == NULL) {
         return -ENOTCONN;
     }
-    iommu = calloc(1, sizeof(*iommu));
+    iommu = aligned_alloc(_Alignof(struct iommu), sizeof(*iommu));
     if (iommu == NULL) {
         return -ENOMEM;
     }
+    memset(iommu, 0, sizeof(*iommu));
     err = read_config(&iommu->config, config);
     if (err == 0) {
         err = add_capabilities(ctx, &iommu->config);

@@ -126,8 +126,15 @@ struct global_translation {
 
 #define MAX_GLOBALS 256
 
+/* Hits are counted by every access: each thread has a line of its own, as far as they go. */
+#define HIT_COUNTERS 16
+
+struct hit_counter {
+    _Alignas(64) _Atomic uint64_t hits;
+};
+
 struct iommu_counters {
-    _Atomic uint64_t hits, misses, evictions, translations, joined, discarded, invalidations,
+    _Atomic uint64_t misses, evictions, translations, joined, discarded, invalidations,
         pages, groups, pages_joined, page_failures, faults, protocol_errors;
 };
 
@@ -161,6 +168,7 @@ struct iommu {
     struct pci_iommu_registers registers; /* as last acted upon; the control thread's */
     _Atomic bool refused; /* the client said that it does not translate */
     struct iommu_counters counters;
+    struct hit_counter hits[HIT_COUNTERS];
 };
 
 static inline void count(_Atomic uint64_t *counter, uint64_t n)
@@ -174,6 +182,8 @@ static inline bool is_on(_Atomic bool *flag)
 }
 
 /* access.c */
+
+uint64_t access_hits(struct iommu *iommu);
 
 /* Goes on with an access after what it waited for: err is 0 to try again, or ends it. */
 void access_resume(struct access *a, int err);
