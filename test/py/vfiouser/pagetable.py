@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Page tables of a software IOMMU, in guest memory, with one or two stages."""
+"""
+Page tables as hardware walks them: four levels in guest memory, with one or two stages. For tests
+that want only answers there is PageTable in software_iommu.
+"""
 
 from . import wire
 
@@ -27,25 +30,25 @@ class Fault(Exception):
 class Leaf:
     """What a walk found: a translation, or with perm 0 a hole of that size."""
 
-    def __init__(self, address, target, size, perm):
-        self.address = address
-        self.target = target
+    def __init__(self, iova, translated, size, perm):
+        self.iova = iova
+        self.translated = translated
         self.size = size
         self.perm = perm
 
     @property
     def present(self):
-        return bool(self.perm & (wire.PERM_READ | wire.PERM_WRITE))
+        return bool(self.perm & wire.PERM_RW)
 
-    def at(self, address):
-        return self.target + address - self.address
+    def at(self, iova):
+        return self.translated + iova - self.iova
 
     def __repr__(self):
-        return f"<0x{self.address:x}+0x{self.size:x} -> 0x{self.target:x} perm {self.perm}>"
+        return f"<0x{self.iova:x}+0x{self.size:x} -> 0x{self.translated:x} perm {self.perm}>"
 
 
-def hole(address, size):
-    return Leaf(address & ~(size - 1), 0, size, 0)
+def hole(iova, size):
+    return Leaf(iova & ~(size - 1), 0, size, 0)
 
 
 class Frames:
@@ -62,7 +65,7 @@ class Frames:
         return self.slot.addr + self.next - PAGE
 
 
-class PageTable:
+class MemoryTable:
     """
     Four levels of 512 entries. memory has dma_read() and dma_write(). With a second stage the
     addresses in the table, those of tables and those of leaves, are inputs of that stage, as in a
@@ -89,19 +92,10 @@ class PageTable:
         end = iova + size
         while iova < end:
             leaf = self.walk_one(iova)
-            if leaf.perm:
-                assert leaf.address >= iova and leaf.address + leaf.size <= end, leaf
-                self._set(leaf.address, leaf.size, 0)
-            iova = leaf.address + leaf.size
-
-    def protect(self, iova, size, perm):
-        """Changes the permissions of whole pages."""
-        end = iova + size
-        while iova < end:
-            leaf = self.walk_one(iova)
-            assert leaf.perm and leaf.address >= iova and leaf.address + leaf.size <= end, leaf
-            self._set(leaf.address, leaf.size, leaf.target | perm | LEAF)
-            iova += leaf.size
+            if leaf.present:
+                assert leaf.iova >= iova and leaf.iova + leaf.size <= end, leaf
+                self._set(leaf.iova, leaf.size, 0)
+            iova = leaf.iova + leaf.size
 
     def walk_one(self, iova):
         """This stage alone."""
@@ -127,10 +121,15 @@ class PageTable:
         if not second.present:
             return hole(iova, min(leaf.size, second.size))
         size = min(leaf.size, second.size)
-        address = iova & ~(size - 1)
-        target = second.at(leaf.at(address))
+        start = iova & ~(size - 1)
         perm = leaf.perm & (second.perm | wire.PERM_PRIV | wire.PERM_GLOBAL)
-        return Leaf(address, target, size, perm)
+        return Leaf(start, second.at(leaf.at(start)), size, perm)
+
+    def find(self, iova):
+        """The same for SoftIommu: None where nothing is mapped."""
+        leaf = self.walk(iova)
+        leaf.perm &= ~wire.PERM_EXEC  # granted only to those who ask for it
+        return leaf if leaf.present else None
 
     def _set(self, iova, page, value):
         table = self.root
@@ -160,15 +159,3 @@ class PageTable:
 
     def _store(self, address, value):
         self.memory.dma_write(self._physical(address), value.to_bytes(8, "little"))
-
-
-class Identity:
-    """No translation: every address leads to itself."""
-
-    def __init__(self, size=G1, perm=ALL):
-        self.size = size
-        self.perm = perm
-
-    def walk(self, iova):
-        address = iova & ~(self.size - 1)
-        return Leaf(address, address, self.size, self.perm)

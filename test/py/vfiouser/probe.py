@@ -85,9 +85,9 @@ class Slot:
 class Probe:
     """The device, behind an IOMMU of the client's."""
 
-    def __init__(self, client):
+    def __init__(self, client, soft_iommu=None):
         self.client = client
-        self.iommu = iommu.SoftIommu(client)
+        self.iommu = soft_iommu or iommu.SoftIommu(client)
         self.slots = [Slot(self, i) for i in range(16)]
 
     def stats(self):
@@ -126,9 +126,9 @@ class Probe:
     def pri_status(self):
         return self.register(iommu.PRI, 6)
 
-    def enable(self):
+    def enable(self, share=True):
         """Everything, in the order in which a driver does it."""
-        self.iommu.register_memory()
+        self.iommu.register_memory(share)
         self.enable_pasid()
         self.enable_ats()
         self.enable_pri()

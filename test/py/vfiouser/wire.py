@@ -141,10 +141,11 @@ FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 1 << 16, 1 << 17, 1 << 18
 ATS_NO_WRITE = 1
 (PERM_READ, PERM_WRITE, PERM_EXEC, PERM_PRIV, PERM_GLOBAL, PERM_UNTRANSLATED,
  PERM_NO_SNOOP) = 1, 2, 4, 8, 16, 32, 64
+PERM_RW = PERM_READ | PERM_WRITE
 PASID_EXEC, PASID_PRIV = 1, 2
 INV_GLOBAL, INV_ALL = 1, 2
-PRQ_LAST, PRQ_STOP = 1, 2
-PRQ_SUCCESS, PRQ_INVALID, PRQ_FAILURE = 0, 1, 15
+PAGE_LAST, PAGE_STOP = 1, 2
+PAGE_SUCCESS, PAGE_INVALID, PAGE_FAILURE = 0, 1, 15
 
 MAX_DATA_XFER = 1 << 20
 MAX_MESSAGE = HEADER.size + REGION_ACCESS.size + MAX_DATA_XFER
@@ -155,16 +156,3 @@ def message(cmd, payload=b"", msg_id=1, flags=COMMAND, error_no=0, msg_size=None
     size = HEADER.size + len(payload) if msg_size is None else msg_size
     return HEADER.pack(msg_id=msg_id, cmd=cmd, msg_size=size, flags=flags,
                        error_no=error_no) + payload
-
-# Permissions of translations and pages
-PERM_READ, PERM_WRITE, PERM_EXEC, PERM_PRIV = 1, 2, 4, 8
-PERM_GLOBAL, PERM_UNTRANSLATED = 16, 32
-PERM_RW = PERM_READ | PERM_WRITE
-
-# ATS_TRANSLATE and ATS_INVALIDATE flags
-ATS_NO_WRITE = 1
-INV_GLOBAL, INV_ALL = 1, 2
-
-# PAGE_REQUEST flags and response codes
-PAGE_LAST, PAGE_STOP = 1, 2
-PAGE_SUCCESS, PAGE_INVALID, PAGE_FAILURE = 0, 1, 15
