@@ -17,4 +17,8 @@ struct check {
 extern const struct check checks[];
 extern const size_t nr_checks;
 
+/* The same for the device behind an IOMMU. */
+extern const struct check iommu_checks[];
+extern const size_t nr_iommu_checks;
+
 #endif /* CHECKS_H */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "driver.h"
+#include "iommu.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -113,6 +114,7 @@ static void map_ram(struct driver *d, const struct ram *ram)
         .prot = PROT_READ | PROT_WRITE,
         .fd = ram->fd,
         .vaddr = ram->mem,
+        .translated = d->iommu != NULL,
     };
 
     check(d, "DMA_MAP", vfuc_dma_map(d->client, &memory));
@@ -120,15 +122,21 @@ static void map_ram(struct driver *d, const struct ram *ram)
 
 void driver_attach(struct driver *d)
 {
-    const vfuc_options_t options = { .timeout_ms = (uint32_t)d->timeout_ms };
+    vfuc_options_t options = { .timeout_ms = (uint32_t)d->timeout_ms };
 
     if (!driver_ok(d)) {
         return;
+    }
+    if (d->iommu != NULL) {
+        iommu_propose(d->iommu, &options);
     }
     d->client = vfuc_connect(d->socket_path, &options);
     if (d->client == NULL) {
         driver_fail(d, "cannot attach to %s: %s", d->socket_path, strerror(errno));
         return;
+    }
+    if (d->iommu != NULL) {
+        iommu_attach(d->iommu, d->client, d->rams);
     }
     for (int kind = 0; kind < NR_RAMS; kind++) {
         map_ram(d, &d->rams[kind]);
@@ -297,18 +305,28 @@ void driver_wait_irq(struct driver *d)
     }
 }
 
-void driver_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram)
+void driver_start_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram)
 {
-    uint64_t status;
-
     driver_write(d, EDU_REG_DMA_SRC, 8, src);
     driver_write(d, EDU_REG_DMA_DST, 8, dst);
     driver_write(d, EDU_REG_DMA_COUNT, 8, len);
     driver_write(d, EDU_REG_DMA_CMD, 4, EDU_DMA_RUN | EDU_DMA_IRQ | (to_ram ? EDU_DMA_TO_RAM : 0));
+}
+
+void driver_finish_dma(struct driver *d)
+{
+    uint64_t status;
+
     driver_wait_irq(d);
     status = driver_read(d, EDU_REG_IRQ_STATUS, 4);
     driver_write(d, EDU_REG_IRQ_ACK, 4, status);
     if (status != EDU_IRQ_DMA) {
         driver_fail(d, "interrupt status 0x%" PRIx64 " after DMA, not 0x%x", status, EDU_IRQ_DMA);
     }
+}
+
+void driver_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram)
+{
+    driver_start_dma(d, src, dst, len, to_ram);
+    driver_finish_dma(d);
 }

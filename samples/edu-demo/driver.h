@@ -26,6 +26,8 @@ enum ram_kind {
 
 #define RAM_SIZE 0x10000
 
+struct machine_iommu;
+
 struct ram {
     uint64_t addr; /* where the device sees it */
     int fd;        /* -1: not shared */
@@ -35,6 +37,7 @@ struct ram {
 struct driver {
     const char *socket_path;
     vfuc_t *client; /* NULL: not attached */
+    struct machine_iommu *iommu; /* of the machine; NULL: none, the device sees RAM as it is */
     struct ram rams[NR_RAMS];
     int irq_fd; /* eventfd of the interrupt */
     int timeout_ms;
@@ -74,6 +77,9 @@ void driver_wait_irq(struct driver *d);
 bool driver_irq_pending(struct driver *d);
 
 /* Moves bytes from RAM to the device's buffer or back, and waits for the interrupt at the end. */
+void driver_start_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram);
+void driver_finish_dma(struct driver *d);
+/* Both. */
 void driver_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram);
 
 void driver_reset(struct driver *d);

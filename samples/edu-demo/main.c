@@ -5,6 +5,7 @@
  */
 
 #include "checks.h"
+#include "iommu.h"
 #include "process.h"
 
 #include <errno.h>
@@ -65,11 +66,16 @@ static int make_socket_path(struct demo *demo)
     return 0;
 }
 
-static void start_server(struct demo *demo)
+static void start_server(struct demo *demo, bool iommu)
 {
-    char *argv[] = { demo->server, "--socket", demo->socket, NULL };
+    char *argv[] = { demo->server, "--socket", demo->socket, NULL, "20", "--ats", "--pri", NULL };
     char line[PATH_MAX + 64] = "", expected[PATH_MAX + 64];
-    int err = process_start(&demo->process, argv);
+    int err;
+
+    if (iommu) {
+        argv[3] = "--pasid";
+    }
+    err = process_start(&demo->process, argv);
 
     if (err != 0) {
         fprintf(stderr, "edu-demo: cannot start %s: %s\nedu-demo: build the sample edu first\n",
@@ -79,8 +85,8 @@ static void start_server(struct demo *demo)
     }
     err = process_read_line(&demo->process, line, sizeof(line), TIMEOUT_MS);
     snprintf(expected, sizeof(expected), "edu: listening on %s", demo->socket);
-    printf("EDU, a PCI device, in process %d; its driver in process %d\n", (int)demo->process.pid,
-           (int)getpid());
+    printf("EDU, a PCI device%s, in process %d; its driver in process %d\n",
+           iommu ? " behind an IOMMU" : "", (int)demo->process.pid, (int)getpid());
     report(demo, "server ready", err == 0 && strcmp(line, expected) == 0,
            err == 0 ? line : strerror(-err));
 }
@@ -93,16 +99,16 @@ static void attach(struct demo *demo)
                                     : demo->driver.error);
 }
 
-static void run_checks(struct demo *demo)
+static void run_checks(struct demo *demo, const struct check *list, size_t nr)
 {
-    for (size_t i = 0; i < nr_checks && driver_ok(&demo->driver); i++) {
+    for (size_t i = 0; i < nr && driver_ok(&demo->driver); i++) {
         char seen[256];
-        bool ok = checks[i].run(&demo->driver, seen, sizeof(seen));
+        bool ok = list[i].run(&demo->driver, seen, sizeof(seen));
 
         if (driver_ok(&demo->driver)) {
-            report(demo, checks[i].what, ok, seen);
+            report(demo, list[i].what, ok, seen);
         } else {
-            report(demo, checks[i].what, false, demo->driver.error);
+            report(demo, list[i].what, false, demo->driver.error);
         }
     }
 }
@@ -129,27 +135,45 @@ static void end_server(struct demo *demo)
     rmdir(demo->dir);
 }
 
+/* One server from its start to its end, in a machine with or without an IOMMU. */
+static int run(struct demo *demo, struct machine_iommu *iommu)
+{
+    int err = make_socket_path(demo);
+
+    if (err != 0) {
+        fprintf(stderr, "edu-demo: no place for the socket: %s\n", strerror(-err));
+        return err;
+    }
+    driver_init(&demo->driver, demo->socket, TIMEOUT_MS);
+    demo->driver.iommu = iommu;
+    start_server(demo, iommu != NULL);
+    attach(demo);
+    if (iommu != NULL) {
+        run_checks(demo, iommu_checks, nr_iommu_checks);
+    } else {
+        run_checks(demo, checks, nr_checks);
+    }
+    driver_detach(&demo->driver);
+    end_server(demo);
+    driver_destroy(&demo->driver);
+    return 0;
+}
+
 int main(void)
 {
     static struct demo demo;
+    static struct machine_iommu iommu;
     int err = find_server(&demo);
 
-    if (err == 0) {
-        err = make_socket_path(&demo);
-    }
     if (err != 0) {
-        fprintf(stderr, "edu-demo: no place for the socket: %s\n", strerror(-err));
+        fprintf(stderr, "edu-demo: cannot find the server: %s\n", strerror(-err));
         return EXIT_FAILURE;
     }
-    driver_init(&demo.driver, demo.socket, TIMEOUT_MS);
-    start_server(&demo);
-    attach(&demo);
-    run_checks(&demo);
-    driver_detach(&demo.driver);
-    end_server(&demo);
-    driver_destroy(&demo.driver);
-
-    if (demo.failed != 0) {
+    iommu_init(&iommu);
+    err = run(&demo, NULL);
+    err = err != 0 ? err : run(&demo, &iommu);
+    iommu_destroy(&iommu);
+    if (err != 0 || demo.failed != 0) {
         printf("%u FAILED\n", demo.failed);
         return EXIT_FAILURE;
     }
