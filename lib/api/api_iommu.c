@@ -35,11 +35,15 @@ int vfu_addr_to_sgl_pasid(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, uint32_t 
     if (vfu_ctx->iommu == NULL) {
         return api_result(-EINVAL);
     }
-    n = access_allowed(vfu_ctx, pasid, 0);
-    if (n < 0) {
-        return api_result(n);
+    if (pasid < atomic_load_explicit(&vfu_ctx->iommu->pasid_limit, memory_order_acquire)) {
+        space = dma_pasid_space(vfu_ctx->dma, pasid, false);
+    } else {
+        n = access_allowed(vfu_ctx, pasid, 0);
+        if (n < 0) {
+            return api_result(n);
+        }
+        space = iommu_space(vfu_ctx, pasid, 0, false);
     }
-    space = iommu_space(vfu_ctx, pasid, 0, false);
     if (space == NULL) {
         return api_result(-ENOENT);
     }

@@ -376,6 +376,26 @@ static void log_excess(struct dma *dma, uint32_t generation)
 }
 
 /*
+ * Another thread's get was put here. The surplus moves to the cell that has it, or every put to come
+ * would stop to look. The sum is never too low meanwhile, and whoever calls settles afterwards.
+ * Needs the lock.
+ */
+static void even_out(struct dma_entry *entry, struct ref_cell *cell)
+{
+    struct ref_shards *shards = atomic_load_explicit(&entry->shards, memory_order_acquire);
+
+    for (unsigned int i = 0; shards != NULL && i < REF_SHARDS; i++) {
+        struct ref_cell *other = &shards->shard[i].cell;
+
+        if ((int32_t)(atomic_load(&other->gets) - atomic_load(&other->puts)) > 0) {
+            atomic_fetch_add(&cell->gets, 1);
+            atomic_fetch_add(&other->puts, 1);
+            return;
+        }
+    }
+}
+
+/*
  * This cell has seen more puts than gets: the get was another thread's, or there was none. The
  * latter is a defect of the device, and must not make the entry look unused to others.
  */
@@ -383,13 +403,12 @@ static bool undo_excess(struct dma *dma, struct dma_entry *entry, struct ref_cel
 {
     bool excess;
 
-    if (outstanding(entry) >= 0) {
-        return false;
-    }
     pthread_mutex_lock(&dma->lock);
     excess = outstanding(entry) < 0;
     if (excess) {
         atomic_fetch_add(&cell->gets, 1);
+    } else {
+        even_out(entry, cell);
     }
     pthread_mutex_unlock(&dma->lock);
     return excess;

@@ -223,10 +223,13 @@ static void switch_pasid(struct vfu_ctx *ctx, const struct pci_iommu_registers *
     set(&iommu->priv_on, on && ctx->agreed.iommu.pasid.priv && now->priv_enabled);
     if (is_on(&iommu->pasid_on) && !on) {
         set(&iommu->pasid_on, false);
+        atomic_store_explicit(&iommu->pasid_limit, 0, memory_order_release);
         empty_atc(ctx, true);
         translate_cancel(ctx, VFU_NO_PASID, true, -ECANCELED);
     }
     set(&iommu->pasid_on, on);
+    atomic_store_explicit(&iommu->pasid_limit, on ? 1u << ctx->agreed.iommu.pasid.bits : 0,
+                          memory_order_release);
 }
 
 static void switch_pri(struct vfu_ctx *ctx, const struct pci_iommu_registers *now)

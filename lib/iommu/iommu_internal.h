@@ -144,6 +144,7 @@ struct iommu {
     /* What guest and client have switched on: written by the control thread, read by all. */
     _Atomic bool pasid_on, exec_on, priv_on, ats_on, pri_on;
     _Atomic bool remapping; /* the client has an IOMMU for us at all */
+    _Atomic uint32_t pasid_limit; /* PASIDs below are in use; 0: none is */
     _Atomic uint32_t page_shift;
     _Atomic uint32_t max_entries; /* of one translation reply */
     _Atomic uint32_t credits; /* pages that may be outstanding */
