@@ -60,11 +60,36 @@ void channel_acquire(struct session *s, struct channel *ch)
     ch->reading = true;
 }
 
+bool channel_holds_message(const struct channel *ch)
+{
+    struct vfio_user_header hdr;
+    size_t held = stream_buffered(&ch->stream);
+
+    if (held < sizeof(hdr)) {
+        return false;
+    }
+    memcpy(&hdr, stream_data(&ch->stream), sizeof(hdr));
+    return held >= hdr.msg_size;
+}
+
+void channel_wake(struct session *s, struct channel *ch)
+{
+    const uint64_t one = 1;
+
+    if (ch->polling && write(ch->wake_fd, &one, sizeof(one)) < 0) {
+        log_warn(s->log, "cannot wake a waiting thread: %s", strerror(errno));
+    }
+}
+
 void channel_release(struct session *s, struct channel *ch)
 {
     ch->reading = false;
     if (s->waiters > 0) {
         pthread_cond_broadcast(&s->cond);
+    }
+    /* What was received with the message that is served now, nobody sees on the socket. */
+    if (channel_holds_message(ch)) {
+        channel_wake(s, ch);
     }
 }
 

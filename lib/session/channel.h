@@ -22,9 +22,15 @@ int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const st
 void channel_acquire(struct session *s, struct channel *ch);
 void channel_release(struct session *s, struct channel *ch);
 
+/* Ends the sleep of whoever polls the channel. Lock held. */
+void channel_wake(struct session *s, struct channel *ch);
+
 /* A complete message at the head of the stream? Role held. 1 yes, 0 no, or a negative errno
  * when the framing is broken. */
 int channel_next(struct session *s, struct channel *ch, struct vfio_user_header *hdr);
+
+/* Is a whole message received and not yet taken? Lock held, and nobody has the role. */
+bool channel_holds_message(const struct channel *ch);
 
 /* Moves the message at the head into req, which points into the stream's buffer. Role held. */
 void channel_take(struct session *s, struct channel *ch, const struct vfio_user_header *hdr,

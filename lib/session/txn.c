@@ -71,17 +71,11 @@ static uint16_t next_id(struct txn_table *t)
 /* Whoever waits for a reply: asleep on the condition, or in poll(). */
 static void wake_waiters(struct session *s)
 {
-    struct channel *channels[] = { &s->main, &s->twin };
-    const uint64_t one = 1;
-
     if (s->waiters > 0) {
         pthread_cond_broadcast(&s->cond);
     }
-    for (size_t i = 0; i < 2; i++) {
-        if (channels[i]->polling && write(channels[i]->wake_fd, &one, sizeof(one)) < 0) {
-            log_warn(s->log, "cannot wake a waiting thread: %s", strerror(errno));
-        }
-    }
+    channel_wake(s, &s->main);
+    channel_wake(s, &s->twin);
 }
 
 void txn_end(struct session *s, struct txn *txn, int err)
@@ -345,6 +339,10 @@ static void wait_step(struct session *s, struct channel *ch, uint64_t deadline)
 
     if (ch->reading || ch->polling) {
         cond_wait_until(s, deadline);
+        return;
+    }
+    /* Behind a command that is being served there may be more than the socket shows. */
+    if (channel_holds_message(ch) && channel_pump(s, ch) != 0) {
         return;
     }
     events = poll_channel(s, ch, deadline);

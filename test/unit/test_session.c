@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Transactions in both directions, against a peer at the other end of a socket pair. */
+#include "session/session.h"
+#include "util/clock.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+struct fixture {
+    struct session session;
+    struct logger log;
+    int peer;
+    unsigned dispatched;
+    int wait_in_dispatch; /* the result of a transaction that dispatch waits for */
+    bool transact_in_dispatch;
+};
+
+static void init_txn(struct txn *txn, void *reply, size_t size)
+{
+    *txn = (struct txn){
+        .cmd = VFIO_USER_DMA_READ,
+        .reply = reply,
+        .reply_cap = size,
+        .deadline = DEADLINE_NEVER,
+    };
+}
+
+static int dispatch(void *owner, struct request *req)
+{
+    struct fixture *f = owner;
+    struct vfio_user_dma_region_access reply;
+    struct txn txn;
+
+    (void)req;
+    f->dispatched++;
+    if (f->transact_in_dispatch) {
+        f->transact_in_dispatch = false;
+        init_txn(&txn, &reply, sizeof(reply));
+        assert_int_equal(txn_start(&f->session, &txn), 0);
+        f->wait_in_dispatch = txn_wait(&f->session, &txn);
+    }
+    return 0;
+}
+
+static const struct session_ops ops = { .dispatch = dispatch };
+
+static int setup(void **state)
+{
+    static struct fixture fixture;
+    const struct wire_features features = { 0 };
+    struct stream stream;
+    int pair[2];
+
+    memset(&fixture, 0, sizeof(fixture));
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    assert_int_equal(stream_open(&stream, pair[0], pair[0], true, WIRE_MAX_MESSAGE), 0);
+    assert_int_equal(session_init(&fixture.session, &ops, &fixture, &fixture.log), 0);
+    session_open(&fixture.session, &stream, NULL, &features, WIRE_MAX_DATA_XFER);
+    fixture.peer = pair[1];
+    *state = &fixture;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+
+    session_destroy(&f->session);
+    close(f->peer);
+    return 0;
+}
+
+static void peer_sends(struct fixture *f, uint16_t id, uint16_t cmd, uint32_t flags, uint32_t error,
+                       size_t payload)
+{
+    uint8_t message[64] = { 0 };
+    struct vfio_user_header hdr = {
+        .msg_id = id,
+        .cmd = cmd,
+        .msg_size = (uint32_t)(sizeof(hdr) + payload),
+        .flags = flags,
+        .error_no = error,
+    };
+
+    memcpy(message, &hdr, sizeof(hdr));
+    memset(message + sizeof(hdr), id, payload);
+    assert_int_equal(send(f->peer, message, hdr.msg_size, 0), hdr.msg_size);
+}
+
+static void peer_replies(struct fixture *f, uint16_t id)
+{
+    peer_sends(f, id, VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY, 0, 16);
+}
+
+/* The next message that the session sent. */
+static struct vfio_user_header peer_receives(struct fixture *f)
+{
+    struct vfio_user_header hdr;
+    uint8_t rest[64];
+
+    assert_int_equal(recv(f->peer, &hdr, sizeof(hdr), MSG_WAITALL), sizeof(hdr));
+    if (hdr.msg_size > sizeof(hdr)) {
+        assert_int_equal(recv(f->peer, rest, hdr.msg_size - sizeof(hdr), MSG_WAITALL),
+                         hdr.msg_size - sizeof(hdr));
+    }
+    return hdr;
+}
+
+static void test_replies_in_any_order(void **state)
+{
+    struct fixture *f = *state;
+    struct txn txns[3];
+    uint8_t replies[3][16];
+
+    for (int i = 0; i < 3; i++) {
+        init_txn(&txns[i], replies[i], 16);
+        assert_int_equal(txn_start(&f->session, &txns[i]), 0);
+    }
+    for (int i = 2; i >= 0; i--) {
+        peer_replies(f, txns[i].id);
+    }
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(txn_wait(&f->session, &txns[i]), 0);
+        assert_int_equal(replies[i][0], (uint8_t)txns[i].id);
+        assert_int_equal(txns[i].reply_len, 16);
+    }
+}
+
+struct bad_reply {
+    uint16_t cmd;
+    uint32_t flags, error;
+    size_t payload;
+    int expected;
+};
+
+static void test_bad_replies(void **state)
+{
+    static const struct bad_reply table[] = {
+        { VFIO_USER_DMA_WRITE, VFIO_USER_F_TYPE_REPLY, 0, 16, -EPROTO },
+        { VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY, 0, 0, -EPROTO },
+        { VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY, 0, 15, -EPROTO },
+        { VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY, 0, 17, -EPROTO },
+        { VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR, EFAULT, 0, -EFAULT },
+        { VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR, 0, 0, -EPROTO },
+        { VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR, 4097, 0, -EPROTO },
+    };
+    struct fixture *f = *state;
+
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        uint8_t reply[16];
+        struct txn txn;
+
+        init_txn(&txn, reply, sizeof(reply));
+        assert_int_equal(txn_start(&f->session, &txn), 0);
+        peer_sends(f, txn.id, table[i].cmd, table[i].flags, table[i].error, table[i].payload);
+        assert_int_equal(txn_wait(&f->session, &txn), table[i].expected);
+    }
+}
+
+static void test_deadline_and_late_reply(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t reply[16] = { 0 };
+    struct txn txn, next;
+    uint16_t late;
+
+    init_txn(&txn, reply, sizeof(reply));
+    txn.deadline = 1; /* long past */
+    assert_int_equal(txn_start(&f->session, &txn), 0);
+    assert_int_equal(txn_wait(&f->session, &txn), -ETIMEDOUT);
+    late = txn.id;
+    init_txn(&next, reply, sizeof(reply));
+    assert_int_equal(txn_start(&f->session, &next), 0);
+    assert_int_not_equal(next.id, late);
+    peer_replies(f, late);
+    peer_replies(f, next.id);
+    assert_int_equal(txn_wait(&f->session, &next), 0);
+    assert_int_equal(reply[0], (uint8_t)next.id);
+    assert_int_equal(session_late_replies(&f->session), 1);
+}
+
+static void count_done(struct txn *txn)
+{
+    (*(unsigned *)txn->data)++;
+}
+
+static void test_callback_and_cancel(void **state)
+{
+    struct fixture *f = *state;
+    unsigned done[2] = { 0 };
+    uint8_t reply[2][16];
+    struct txn txns[2];
+
+    for (int i = 0; i < 2; i++) {
+        init_txn(&txns[i], reply[i], 16);
+        txns[i].done = count_done;
+        txns[i].data = &done[i];
+        assert_int_equal(txn_start(&f->session, &txns[i]), 0);
+    }
+    assert_true(txn_cancel(&f->session, &txns[0], -ECANCELED));
+    assert_int_equal(done[0], 1);
+    assert_int_equal(txns[0].error, -ECANCELED);
+    assert_false(txn_cancel(&f->session, &txns[0], -ECANCELED));
+    peer_replies(f, txns[0].id);
+    peer_replies(f, txns[1].id);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
+    assert_int_equal(done[0], 1);
+    assert_int_equal(done[1], 1);
+    assert_int_equal(txns[1].error, 0);
+}
+
+/* Commands that come while a callback waits for its reply are served after it, in order. */
+static void test_commands_before_the_reply(void **state)
+{
+    struct fixture *f = *state;
+    uint16_t asked = 0;
+
+    f->transact_in_dispatch = true;
+    f->wait_in_dispatch = -1;
+    for (uint16_t id = 100; id < 103; id++) {
+        peer_sends(f, id, VFIO_USER_DEVICE_RESET, 0, 0, 0);
+    }
+    peer_replies(f, 1); /* the session's first id */
+    assert_int_equal(session_run(&f->session, RUN_ONCE), 3);
+    assert_int_equal(f->wait_in_dispatch, 0);
+    assert_int_equal(f->dispatched, 3);
+    asked = peer_receives(f).msg_id;
+    assert_int_equal(asked, 1);
+    for (uint16_t id = 100; id < 103; id++) {
+        assert_int_equal(peer_receives(f).msg_id, id);
+    }
+}
+
+static void test_hold_and_release(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t reply[16];
+    struct txn txn;
+
+    session_hold(&f->session);
+    peer_sends(f, 7, VFIO_USER_DEVICE_RESET, 0, 0, 0);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), -EBUSY);
+    assert_int_equal(f->dispatched, 0);
+    init_txn(&txn, reply, sizeof(reply));
+    assert_int_equal(txn_start(&f->session, &txn), 0);
+    peer_receives(f);
+    peer_sends(f, 8, VFIO_USER_DEVICE_RESET, 0, 0, 0);
+    peer_replies(f, txn.id);
+    assert_int_equal(txn_wait(&f->session, &txn), 0);
+    session_release(&f->session, NULL);
+    assert_int_equal(session_run(&f->session, RUN_BUFFERED), 2);
+    assert_int_equal(peer_receives(f).msg_id, 7);
+    assert_int_equal(peer_receives(f).msg_id, 8);
+}
+
+static void test_peer_gone_with_everything_pending(void **state)
+{
+    struct fixture *f = *state;
+    unsigned done = 0;
+    uint8_t reply[16];
+    struct txn waited, called;
+
+    init_txn(&waited, reply, sizeof(reply));
+    init_txn(&called, reply, sizeof(reply));
+    called.done = count_done;
+    called.data = &done;
+    assert_int_equal(txn_start(&f->session, &waited), 0);
+    assert_int_equal(txn_start(&f->session, &called), 0);
+    shutdown(f->peer, SHUT_RDWR);
+    assert_int_equal(txn_wait(&f->session, &waited), -ENOTCONN);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), -ENOTCONN);
+    assert_int_equal(done, 1);
+    assert_int_equal(called.error, -ENOTCONN);
+    assert_int_equal(txn_start(&f->session, &waited), -ENOTCONN);
+}
+
+static void test_broken_framing_ends_the_connection(void **state)
+{
+    static const uint32_t sizes[] = { 0, 15, WIRE_MAX_MESSAGE + 1, UINT32_MAX };
+
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        struct vfio_user_header hdr = {
+            .msg_id = 5,
+            .cmd = VFIO_USER_REGION_READ,
+            .msg_size = sizes[i],
+        };
+        struct fixture *f = *state;
+
+        assert_int_equal(send(f->peer, &hdr, sizeof(hdr), 0), sizeof(hdr));
+        assert_int_equal(session_run(&f->session, RUN_ONCE), -ENOTCONN);
+        hdr = peer_receives(f);
+        assert_int_equal(hdr.error_no, EINVAL);
+        assert_int_equal(hdr.msg_id, 5);
+        teardown(state);
+        setup(state);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_replies_in_any_order, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_bad_replies, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_deadline_and_late_reply, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_callback_and_cancel, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_commands_before_the_reply, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_hold_and_release, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_peer_gone_with_everything_pending, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_broken_framing_ends_the_connection, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
