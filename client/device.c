@@ -145,40 +145,47 @@ int vfuc_region_read(vfuc_t *client, uint32_t region, uint64_t offset, void *dat
     return r < 0 ? -1 : 0;
 }
 
+/* The parts of a REGION_WRITE. */
+static void write_parts(struct vfio_user_region_access *access, uint32_t region, uint64_t offset,
+                        const void *data, size_t count, struct iovec out[2])
+{
+    access->offset = offset;
+    access->region = region;
+    access->count = (uint32_t)count;
+    out[0] = (struct iovec){ access, sizeof(*access) };
+    out[1] = (struct iovec){ (void *)data, count };
+}
+
 int vfuc_region_write(vfuc_t *client, uint32_t region, uint64_t offset, const void *data,
                       size_t count)
 {
-    struct vfio_user_region_access access = {
-        .offset = offset,
-        .region = region,
-        .count = (uint32_t)count,
-    };
-    const struct iovec out[2] = { { &access, sizeof(access) }, { (void *)data, count } };
+    struct vfio_user_region_access access;
+    struct iovec out[2];
     const struct client_command command = {
         .cmd = VFIO_USER_REGION_WRITE,
         .out = out,
         .nr_out = 2,
     };
-    ssize_t r = count > client->agreed.max_data_xfer_size ? -EINVAL
-                                                          : client_call(client, &command);
+    ssize_t r = -EINVAL;
 
+    write_parts(&access, region, offset, data, count, out);
+    if (count <= client->agreed.max_data_xfer_size) {
+        r = client_call(client, &command);
+    }
     return r < 0 ? (int)client_result(r) : 0;
 }
 
 int vfuc_region_post(vfuc_t *client, uint32_t region, uint64_t offset, const void *data,
                      size_t count)
 {
-    struct vfio_user_region_access access = {
-        .offset = offset,
-        .region = region,
-        .count = (uint32_t)count,
-    };
-    const struct iovec out[2] = { { &access, sizeof(access) }, { (void *)data, count } };
     const struct vfio_user_header hdr = {
         .cmd = VFIO_USER_REGION_WRITE,
         .flags = VFIO_USER_F_NO_REPLY,
     };
+    struct vfio_user_region_access access;
+    struct iovec out[2];
 
+    write_parts(&access, region, offset, data, count, out);
     if (count > client->agreed.max_data_xfer_size) {
         return (int)client_result(-EINVAL);
     }

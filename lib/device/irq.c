@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/param.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define ACTIONS VFIO_IRQ_SET_ACTION_TYPE_MASK
@@ -44,9 +45,10 @@ int irqs_set_count(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t count
     return 0;
 }
 
-static uint32_t nr_vectors(const struct irqs *irqs)
+static size_t nr_vectors(const struct irqs *irqs)
 {
-    return irqs->nr_shared + irqs->counts[VFU_DEV_ERR_IRQ] + irqs->counts[VFU_DEV_REQ_IRQ];
+    return (size_t)irqs->nr_shared + irqs->counts[VFU_DEV_ERR_IRQ] +
+           irqs->counts[VFU_DEV_REQ_IRQ];
 }
 
 int irqs_realize(struct irqs *irqs)
@@ -59,37 +61,48 @@ int irqs_realize(struct irqs *irqs)
     if (irqs->vectors == NULL) {
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < nr_vectors(irqs); i++) {
+    for (size_t i = 0; i < nr_vectors(irqs); i++) {
         irqs->vectors[i].fd = -1;
     }
     return 0;
 }
 
-static pthread_mutex_t *lock_of(struct irqs *irqs, uint32_t index)
+static pthread_mutex_t *lock_of(struct irqs *irqs, size_t index)
 {
     return &irqs->locks[index % IRQ_LOCKS];
 }
 
 /* Where the vectors of a type begin in the table. */
-static uint32_t base_of(const struct irqs *irqs, uint32_t type)
+static size_t base_of(const struct irqs *irqs, uint32_t type)
 {
     switch (type) {
     case VFU_DEV_ERR_IRQ:
         return irqs->nr_shared;
     case VFU_DEV_REQ_IRQ:
-        return irqs->nr_shared + irqs->counts[VFU_DEV_ERR_IRQ];
+        return (size_t)irqs->nr_shared + irqs->counts[VFU_DEV_ERR_IRQ];
     default:
         return 0;
     }
 }
 
-/* Lock held. */
-static bool is_masked(const struct irqs *irqs, uint32_t index)
+static bool is_shared(uint32_t type)
 {
-    bool msix = index < irqs->nr_shared && irqs->armed == VFU_DEV_MSIX_IRQ;
+    return type != VFU_DEV_ERR_IRQ && type != VFU_DEV_REQ_IRQ;
+}
 
-    return irqs->vectors[index].masked ||
-           (msix && atomic_load_explicit(&irqs->function_masked, memory_order_acquire));
+/* Lock held. ERR and REQ have no masks. */
+static bool is_masked(const struct irqs *irqs, size_t index)
+{
+    uint32_t armed = atomic_load_explicit(&irqs->armed, memory_order_acquire);
+    uint32_t masks = 1u << armed;
+
+    if (armed == VFU_DEV_MSIX_IRQ && index < irqs->nr_shared) {
+        if (atomic_load_explicit(&irqs->function_masked, memory_order_acquire)) {
+            return true;
+        }
+        masks |= 1u << IRQ_MASK_TABLE;
+    }
+    return (irqs->vectors[index].masks & masks) != 0;
 }
 
 static int signal_fd(int fd)
@@ -99,7 +112,7 @@ static int signal_fd(int fd)
     return write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one) ? 0 : -errno;
 }
 
-static int trigger(struct irqs *irqs, uint32_t index)
+static int trigger(struct irqs *irqs, size_t index)
 {
     struct irq_vector *v = &irqs->vectors[index];
     int err = 0;
@@ -138,7 +151,7 @@ int irq_trigger_type(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t sub
 /* Masks */
 
 /* What was held back goes out now, if nothing holds it any more. Lock held. */
-static void deliver_pending(struct irqs *irqs, uint32_t index)
+static void deliver_pending(struct irqs *irqs, size_t index)
 {
     struct irq_vector *v = &irqs->vectors[index];
 
@@ -147,14 +160,16 @@ static void deliver_pending(struct irqs *irqs, uint32_t index)
     }
     v->pending = false;
     if (v->fd != -1 && signal_fd(v->fd) < 0) {
-        log_err(irqs->log, "irq: cannot deliver pending vector %u: %s", index, strerror(errno));
+        log_err(irqs->log, "irq: cannot deliver pending vector %zu: %s", index, strerror(errno));
     }
 }
 
-static void set_mask(struct irqs *irqs, uint32_t index, bool masked)
+static void set_mask(struct irqs *irqs, size_t index, unsigned bit, bool masked)
 {
+    struct irq_vector *v = &irqs->vectors[index];
+
     pthread_mutex_lock(lock_of(irqs, index));
-    irqs->vectors[index].masked = masked;
+    v->masks = (uint8_t)(masked ? v->masks | 1u << bit : v->masks & ~(1u << bit));
     deliver_pending(irqs, index);
     pthread_mutex_unlock(lock_of(irqs, index));
 }
@@ -162,7 +177,7 @@ static void set_mask(struct irqs *irqs, uint32_t index, bool masked)
 void irq_mask_vector(struct irqs *irqs, uint32_t vector, bool masked)
 {
     if (irqs->vectors != NULL && vector < irqs->nr_shared) {
-        set_mask(irqs, vector, masked);
+        set_mask(irqs, vector, IRQ_MASK_TABLE, masked);
     }
 }
 
@@ -174,18 +189,6 @@ void irq_mask_function(struct irqs *irqs, bool masked)
         deliver_pending(irqs, i);
         pthread_mutex_unlock(lock_of(irqs, i));
     }
-}
-
-bool irq_vector_masked(struct irqs *irqs, uint32_t vector)
-{
-    bool masked = false;
-
-    if (irqs->vectors != NULL && vector < irqs->nr_shared) {
-        pthread_mutex_lock(lock_of(irqs, vector));
-        masked = irqs->vectors[vector].masked;
-        pthread_mutex_unlock(lock_of(irqs, vector));
-    }
-    return masked;
 }
 
 bool irq_vector_pending(struct irqs *irqs, uint32_t vector)
@@ -257,8 +260,19 @@ int irqs_check(const struct irqs *irqs, const struct vfio_irq_set *set, size_t l
     return -EINVAL;
 }
 
-/* fd is taken over; -1 takes the eventfd away. */
-static void set_fd(struct irqs *irqs, uint32_t index, int fd)
+/*
+ * Writing to what the client sent must neither raise SIGPIPE nor wait for a reader, as it could on
+ * a pipe, a socket or a terminal. An eventfd has no file type at all.
+ */
+static bool may_be_eventfd(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && ((st.st_mode & S_IFMT) == 0 || S_ISREG(st.st_mode));
+}
+
+/* fd is taken over; -1 takes the eventfd away, and with it the masks in drop. */
+static void set_fd(struct irqs *irqs, size_t index, int fd, uint8_t drop)
 {
     struct irq_vector *v = &irqs->vectors[index];
     int old;
@@ -268,7 +282,7 @@ static void set_fd(struct irqs *irqs, uint32_t index, int fd)
     v->fd = fd;
     if (fd == -1) {
         v->pending = false;
-        v->masked = false;
+        v->masks &= (uint8_t)~drop;
     }
     pthread_mutex_unlock(lock_of(irqs, index));
     if (old != -1) {
@@ -278,13 +292,27 @@ static void set_fd(struct irqs *irqs, uint32_t index, int fd)
 
 void irqs_close_all(struct irqs *irqs)
 {
-    for (uint32_t i = 0; irqs->vectors != NULL && i < nr_vectors(irqs); i++) {
-        set_fd(irqs, i, -1);
+    for (size_t i = 0; irqs->vectors != NULL && i < nr_vectors(irqs); i++) {
+        set_fd(irqs, i, -1, UINT8_MAX);
+    }
+}
+
+/* The table changes hands: what is pending was meant for the type that had it before. */
+static void arm(struct irqs *irqs, uint32_t type)
+{
+    if (atomic_load_explicit(&irqs->armed, memory_order_relaxed) == type) {
+        return;
+    }
+    atomic_store_explicit(&irqs->armed, type, memory_order_release);
+    for (uint32_t i = 0; i < irqs->nr_shared; i++) {
+        pthread_mutex_lock(lock_of(irqs, i));
+        irqs->vectors[i].pending = false;
+        pthread_mutex_unlock(lock_of(irqs, i));
     }
 }
 
 /* TRIGGER with data: the client asks for interrupts to be simulated. Unset ones are passed over. */
-static int simulate(struct irqs *irqs, uint32_t index)
+static int simulate(struct irqs *irqs, size_t index)
 {
     int err = trigger(irqs, index);
 
@@ -294,14 +322,14 @@ static int simulate(struct irqs *irqs, uint32_t index)
 static int apply_one(struct irqs *irqs, const struct vfio_irq_set *set, uint32_t i,
                      const uint8_t *data, int *fds, size_t nr_fds)
 {
-    uint32_t index = base_of(irqs, set->index) + set->start + i;
+    size_t index = base_of(irqs, set->index) + set->start + i;
 
     if (set->flags & VFIO_IRQ_SET_ACTION_MASK) {
-        set_mask(irqs, index, true);
+        set_mask(irqs, index, set->index, true);
     } else if (set->flags & VFIO_IRQ_SET_ACTION_UNMASK) {
-        set_mask(irqs, index, false);
+        set_mask(irqs, index, set->index, false);
     } else if (set->flags & VFIO_IRQ_SET_DATA_EVENTFD) {
-        set_fd(irqs, index, nr_fds > 0 ? fds[i] : -1);
+        set_fd(irqs, index, nr_fds > 0 ? fds[i] : -1, (uint8_t)(1u << set->index));
         if (nr_fds > 0) {
             fds[i] = -1;
         }
@@ -314,13 +342,20 @@ static int apply_one(struct irqs *irqs, const struct vfio_irq_set *set, uint32_t
 int irqs_apply(struct irqs *irqs, const struct vfio_irq_set *set, const uint8_t *data, int *fds,
                size_t nr_fds)
 {
-    uint32_t base = base_of(irqs, set->index);
+    size_t base = base_of(irqs, set->index);
 
-    if (nr_fds > 0 && base == 0) {
-        irqs->armed = (enum vfu_dev_irq_type)set->index;
+    for (size_t i = 0; i < nr_fds; i++) {
+        if (!may_be_eventfd(fds[i])) {
+            log_err(irqs->log, "SET_IRQS: index %u, start %u: descriptor %zu of %zu is no eventfd",
+                    set->index, set->start, i, nr_fds);
+            return -EINVAL;
+        }
+    }
+    if (nr_fds > 0 && (set->flags & VFIO_IRQ_SET_ACTION_TRIGGER) && is_shared(set->index)) {
+        arm(irqs, set->index);
     }
     for (uint32_t i = 0; set->count == 0 && i < irqs->counts[set->index]; i++) {
-        set_fd(irqs, base + i, -1);
+        set_fd(irqs, base + i, -1, (uint8_t)(1u << set->index));
     }
     for (uint32_t i = 0; i < set->count; i++) {
         int err = apply_one(irqs, set, i, data, fds, nr_fds);

@@ -22,16 +22,19 @@
 
 struct irq_vector {
     int fd; /* -1: the client wants none */
-    bool masked; /* by SET_IRQS, or by the MSI-X table */
+    uint8_t masks; /* bit n: by SET_IRQS for type n; bit IRQ_MASK_TABLE: by the MSI-X table */
     bool pending; /* triggered while masked */
 };
+
+#define IRQ_MASK_TABLE VFU_DEV_NUM_IRQS
 
 struct irqs {
     const struct logger *log;
     uint32_t counts[VFU_DEV_NUM_IRQS];
     struct irq_vector *vectors; /* nr_shared, then ERR, then REQ; NULL before irqs_realize() */
     uint32_t nr_shared;
-    enum vfu_dev_irq_type armed; /* what the shared table was last used for */
+    /* What the shared table was last given eventfds for: the masks of the others do not count. */
+    _Atomic uint32_t armed; /* enum vfu_dev_irq_type */
     _Atomic bool function_masked; /* MSI-X */
     pthread_mutex_t locks[IRQ_LOCKS];
 };
@@ -54,7 +57,8 @@ int irqs_check(const struct irqs *irqs, const struct vfio_irq_set *set, size_t l
                size_t nr_fds);
 /*
  * Does what a checked one asks for. data is behind the structure; an entry of fds that is kept
- * becomes -1. 0 or a negative errno of the eventfd.
+ * becomes -1. 0, -EINVAL with nothing done (one of fds cannot be an eventfd), or a negative errno
+ * of the eventfd.
  */
 int irqs_apply(struct irqs *irqs, const struct vfio_irq_set *set, const uint8_t *data, int *fds,
                size_t nr_fds);
@@ -66,7 +70,6 @@ int irq_trigger_type(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t sub
 /* The masks of MSI-X (PCI 6.8.2): what was held back is delivered when the last one goes. */
 void irq_mask_vector(struct irqs *irqs, uint32_t vector, bool masked);
 void irq_mask_function(struct irqs *irqs, bool masked);
-bool irq_vector_masked(struct irqs *irqs, uint32_t vector);
 bool irq_vector_pending(struct irqs *irqs, uint32_t vector);
 
 #endif /* VFU_DEVICE_IRQ_H */
