@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Devices behind a guest IOMMU that really remaps: PASID, ATS and PRI. See
- * docs/vfio-user-iommu.rst for the protocol and docs/iommu-guide.rst for a walk through.
+ * docs/vfio-user-iommu.rst for the protocol, and samples/edu for a device that uses it.
  *
  * What most devices want is one call: vfu_dma_resolve() turns (address, PASID, length, access)
  * into a scatter list that stays valid until vfu_dma_release(), whatever that takes: a region

@@ -77,6 +77,7 @@ struct probe {
     vfu_ctx_t *ctx;
     struct slot slots[NR_SLOTS];
     bool invalidate_later;
+    bool migration;
     vfu_invalidation_t *later[64];
     size_t nr_later;
 };
@@ -318,6 +319,29 @@ static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
     fprintf(stderr, "iommu_probe: %s\n", msg);
 }
 
+/* A device without state of its own: what is migrated is guest memory. */
+static int transition(vfu_ctx_t *ctx, vfu_migr_state_t state)
+{
+    (void)ctx;
+    (void)state;
+    return 0;
+}
+
+static ssize_t no_data(vfu_ctx_t *ctx, void *buf, uint64_t count)
+{
+    (void)ctx;
+    (void)buf;
+    (void)count;
+    return 0;
+}
+
+static const vfu_migration_callbacks_t migration = {
+    .version = VFU_MIGR_CALLBACKS_VERS,
+    .transition = transition,
+    .read_data = no_data,
+    .write_data = no_data,
+};
+
 static int set_up(struct probe *probe, const char *path, const vfu_iommu_config_t *config,
                   bool iommu)
 {
@@ -338,7 +362,8 @@ static int set_up(struct probe *probe, const char *path, const vfu_iommu_config_
     if (vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, 0, 0) < 0 ||
         vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, BAR_SIZE, bar_access,
                          VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0) < 0 ||
-        vfu_setup_device_dma(ctx, 1024, registered, registered) < 0) {
+        vfu_setup_device_dma(ctx, 1024, registered, registered) < 0 ||
+        (probe->migration && vfu_setup_device_migration_callbacks(ctx, &migration) < 0)) {
         return -1;
     }
     if (iommu && vfu_setup_device_iommu(ctx, config) < 0) {
@@ -401,6 +426,7 @@ int main(int argc, char **argv)
         { "socket", required_argument, NULL, 's' }, { "pasid", required_argument, NULL, 'p' },
         { "ats", no_argument, NULL, 'a' },          { "pri", no_argument, NULL, 'r' },
         { "atc", required_argument, NULL, 'n' },    { "invalidate-later", no_argument, NULL, 'l' },
+        { "migration", no_argument, NULL, 'm' },
         { 0 },
     };
     vfu_iommu_config_t config = { .size = sizeof(config), .pasid_exec = true, .pasid_priv = true,
@@ -411,7 +437,7 @@ int main(int argc, char **argv)
     int opt, signals = block_signals();
 
     while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        iommu |= opt != 's';
+        iommu |= opt != 's' && opt != 'm';
         switch (opt) {
         case 's':
             path = optarg;
@@ -427,6 +453,9 @@ int main(int argc, char **argv)
             break;
         case 'n':
             config.atc_entries = strtoul(optarg, NULL, 0);
+            break;
+        case 'm':
+            probe.migration = true;
             break;
         case 'l':
             probe.invalidate_later = true;

@@ -664,3 +664,54 @@ def test_requests_that_make_no_sense(iommu_on):
         slot.start(RESOLVE, **{"addr": IOVA, "length": 8, **kwargs})
         assert slot.wait().error == errno.EINVAL, kwargs
     assert slot.status == FAILED and IDLE != PENDING
+
+
+def test_MOD_3_a_region_wins(iommu_on):
+    backed(iommu_on, 1, 4)
+    slot = iommu_on.slots[0]
+    assert slot.read(IOVA, pasid=1) == bytes([4] * 8)
+    region = iommu_on.client.memory.add(IOVA, PAGE)
+    region.write(0, b"a region")
+    bits, payload = iommu_on.iommu.prefixed(1, iommu_on.client.map_payload(region))
+    iommu_on.client.request(Cmd.DMA_MAP, payload, [region.mem.fd], flags=bits)
+    assert slot.read(IOVA, pasid=1) == b"a region"
+    assert iommu_on.stats().entries == 0
+
+
+def test_CFG_5_enabled_while_stopping(iommu_on):
+    held = hold_commands(iommu_on, Cmd.PAGE_REQUEST)
+    iommu_on.slots[0].start(READ, IOVA, 8, pasid=1)
+    until(iommu_on, lambda: held)
+    iommu_on.register(iommu.PRI, 4, 0)
+    iommu_on.enable_pri()
+    assert iommu_on.stats().groups_pending == 0
+    iommu_on.client.handlers[Cmd.PAGE_REQUEST] = iommu_on.iommu.page_request
+    demand_page(iommu_on, 1)
+    assert iommu_on.slots[1].read(IOVA, pasid=1) == bytes([10] * 8)
+
+
+def test_CFG_6_reset_forgets_what_is_outstanding(iommu_on):
+    held = hold_commands(iommu_on, Cmd.PAGE_REQUEST)
+    iommu_on.slots[0].start(READ, IOVA, 8, pasid=1)
+    until(iommu_on, lambda: held)
+    iommu_on.register(iommu.PRI, 4, 3)
+    assert iommu_on.stats().groups_pending == 1, "no reset while enabled"
+    iommu_on.register(iommu.PRI, 4, 2)
+    assert iommu_on.register(iommu.PRI, 4) == 0
+    assert iommu_on.stats().groups_pending == 0
+    assert iommu_on.pri_status() & 0x100
+    assert iommu_on.slots[0].wait().error == errno.ECANCELED
+
+
+@pytest.mark.probe_args("--pasid", "20", "--ats", "--migration")
+def test_RST_4_dirty_pages_are_those_of_guest_memory(probe):
+    probe.iommu.register_memory()
+    probe.enable_pasid()
+    probe.enable_ats()
+    backed(probe, 1, 9)
+    start = wire.LOGGING_CONTROL.pack(page_size=PAGE)
+    probe.client.feature(6 | 1 << 17, start)
+    assert probe.slots[0].write(IOVA, b"dirty", pasid=1) == 0
+    report = wire.LOGGING_REPORT.pack(iova=probe.iommu.base, length=64 * PAGE, page_size=PAGE)
+    reply = probe.client.feature(8 | 1 << 16, report, argsz=8 + 24 + 8)
+    assert int.from_bytes(reply.payload[-8:], "little") == 1 << 9
