@@ -174,17 +174,24 @@ static uint16_t extended_vendor_length(const uint8_t *data)
     return (uint16_t)((const struct pcie_ext_cap_vsc_hdr *)data)->len;
 }
 
+#define SIZE_AND_HEADER(type) .size = sizeof(type), .header = sizeof(struct pcie_ext_cap_hdr)
+
 static const struct pci_cap_type types[] = {
-    { "PM", PCI_CAP_ID_PM, false, sizeof(struct pmcap), NULL, 2, write_pm },
-    { "MSI", PCI_CAP_ID_MSI, false, sizeof(struct msicap), NULL, 2, write_msi },
-    { "VNDR", PCI_CAP_ID_VNDR, false, 0, vendor_length, 3, write_vendor },
-    { "EXP", PCI_CAP_ID_EXP, false, sizeof(struct pxcap), NULL, 2, write_express },
-    { "MSI-X", PCI_CAP_ID_MSIX, false, sizeof(struct msixcap), NULL, 2, write_msix },
-    { "DSN", PCI_EXT_CAP_ID_DSN, true, sizeof(struct dsncap), NULL, 4, NULL },
-    { "VSEC", PCI_EXT_CAP_ID_VNDR, true, 0, extended_vendor_length, 8, write_vendor },
-    { "ATS", PCI_EXT_CAP_ID_ATS, true, sizeof(struct atscap), NULL, 4, pci_ats_write },
-    { "PRI", PCI_EXT_CAP_ID_PRI, true, sizeof(struct pricap), NULL, 4, pci_pri_write },
-    { "PASID", PCI_EXT_CAP_ID_PASID, true, sizeof(struct pasidcap), NULL, 4, pci_pasid_write },
+    { "PM", PCI_CAP_ID_PM, .size = sizeof(struct pmcap), .header = 2, .write = write_pm },
+    { "MSI", PCI_CAP_ID_MSI, .size = sizeof(struct msicap), .header = 2, .write = write_msi },
+    { "VNDR", PCI_CAP_ID_VNDR, .length = vendor_length, .header = 3, .write = write_vendor },
+    { "EXP", PCI_CAP_ID_EXP, .size = sizeof(struct pxcap), .header = 2, .write = write_express },
+    { "MSI-X", PCI_CAP_ID_MSIX, .size = sizeof(struct msixcap), .header = 2,
+      .write = write_msix },
+    { "DSN", PCI_EXT_CAP_ID_DSN, true, SIZE_AND_HEADER(struct dsncap) },
+    { "VSEC", PCI_EXT_CAP_ID_VNDR, true, .length = extended_vendor_length, .header = 8,
+      .write = write_vendor },
+    { "ATS", PCI_EXT_CAP_ID_ATS, true, SIZE_AND_HEADER(struct atscap), .write = pci_ats_write,
+      .reset = pci_ats_reset },
+    { "PRI", PCI_EXT_CAP_ID_PRI, true, SIZE_AND_HEADER(struct pricap), .write = pci_pri_write,
+      .reset = pci_pri_reset },
+    { "PASID", PCI_EXT_CAP_ID_PASID, true, SIZE_AND_HEADER(struct pasidcap),
+      .write = pci_pasid_write, .reset = pci_pasid_reset },
 };
 
 const struct pci_cap_type *pci_cap_type(bool extended, uint16_t id)
@@ -242,13 +249,18 @@ static bool collides(const struct pci_cap_list *list, size_t pos, size_t size)
     return false;
 }
 
+static size_t limit_of(const struct pci_config *pci, bool extended)
+{
+    return extended ? pci->size : PCI_CFG_SPACE_SIZE;
+}
+
 static int check_position(const struct pci_config *pci, bool extended, size_t pos, size_t size)
 {
     const struct pci_cap_list *list = list_of(pci, extended);
     size_t first = extended ? FIRST_EXTENDED : FIRST_STANDARD;
 
-    if (pos < first || (extended && list->nr == 0 && pos != FIRST_EXTENDED) ||
-        collides(list, pos, size)) {
+    if (pos < first || pos + size > limit_of(pci, extended) ||
+        (extended && list->nr == 0 && pos != FIRST_EXTENDED) || collides(list, pos, size)) {
         log_err(pci->log, "pci: no %s capability can be at 0x%zx",
                 extended ? "extended" : "standard", pos);
         return -EINVAL;
@@ -256,19 +268,39 @@ static int check_position(const struct pci_config *pci, bool extended, size_t po
     return 0;
 }
 
-/* Behind the last of the list, on the next double word. */
+static size_t end_of(const struct pci_cap *cap)
+{
+    return ((size_t)cap->offset + cap->size + 3) & ~(size_t)3;
+}
+
+/* The capability that a new one would share bytes with, or NULL. */
+static const struct pci_cap *obstacle(const struct pci_cap_list *list, size_t pos, size_t size)
+{
+    for (unsigned i = 0; i < list->nr; i++) {
+        const struct pci_cap *cap = &list->caps[i];
+
+        if (pos < (size_t)cap->offset + cap->size && cap->offset < pos + size) {
+            return cap;
+        }
+    }
+    return NULL;
+}
+
+/* Behind the last of the list, on the next double word, and behind what is in the way there. */
 static ssize_t choose_position(const struct pci_config *pci, bool extended, size_t size)
 {
     const struct pci_cap_list *list = list_of(pci, extended);
-    size_t limit = extended ? pci->size : PCI_CFG_SPACE_SIZE;
     size_t pos = extended ? FIRST_EXTENDED : FIRST_STANDARD;
+    const struct pci_cap *cap = list->nr > 0 ? &list->caps[list->nr - 1] : NULL;
 
-    if (list->nr > 0) {
-        const struct pci_cap *last = &list->caps[list->nr - 1];
-
-        pos = ((size_t)last->offset + last->size + 3) & ~(size_t)3;
+    for (; cap != NULL; cap = obstacle(list, pos, size)) {
+        pos = end_of(cap);
     }
-    return pos + size > limit ? -ENOSPC : (ssize_t)pos;
+    if (pos + size > limit_of(pci, extended)) {
+        log_err(pci->log, "pci: no room for a capability of %zu bytes at 0x%zx", size, pos);
+        return -ENOSPC;
+    }
+    return (ssize_t)pos;
 }
 
 static void link_cap(struct pci_config *pci, bool extended, size_t pos)
@@ -343,6 +375,9 @@ ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,
     }
     pos = pos != 0 ? pos : (size_t)r;
     memcpy((uint8_t *)pci->space + pos, data, size);
+    if (type->reset != NULL) {
+        type->reset((uint8_t *)pci->space + pos);
+    }
     link_cap(pci, extended, pos);
     list->caps[list->nr++] = (struct pci_cap){
         .type = type,
@@ -362,7 +397,7 @@ ssize_t pci_config_find_capability(const struct pci_config *pci, bool extended, 
 {
     const uint8_t *bytes = (const uint8_t *)pci->space;
     size_t header = extended ? sizeof(struct pcie_ext_cap_hdr) : sizeof(struct cap_hdr);
-    size_t limit = extended ? pci->size : PCI_CFG_SPACE_SIZE;
+    size_t limit = limit_of(pci, extended);
     bool skip = pos != 0;
 
     if (pci->space == NULL || (extended && !express(pci))) {

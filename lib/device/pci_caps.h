@@ -17,6 +17,7 @@ struct pci_cap_type {
     uint16_t header;
     int (*write)(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
                  const uint8_t *data, size_t count);
+    void (*reset)(uint8_t *cap); /* to the state after a reset; NULL: it keeps what it has */
 };
 
 const struct pci_cap_type *pci_cap_type(bool extended, uint16_t id);
@@ -40,5 +41,8 @@ int pci_pri_write(struct pci_config *pci, const struct pci_cap *cap, size_t offs
                   const uint8_t *data, size_t count);
 int pci_pasid_write(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
                     const uint8_t *data, size_t count);
+void pci_ats_reset(uint8_t *cap);
+void pci_pri_reset(uint8_t *cap);
+void pci_pasid_reset(uint8_t *cap);
 
 #endif /* VFU_DEVICE_PCI_CAPS_H */

@@ -35,6 +35,34 @@ void pci_config_destroy(struct pci_config *pci)
     pci->space = NULL;
 }
 
+static bool is_upper_half(const struct pci_config *pci, int index)
+{
+    return index > 0 && (pci->bars[index - 1].flags & VFU_REGION_FLAG_64_BITS);
+}
+
+/* The type bits. An upper half has none: they would be part of an address. */
+static void init_bar(struct pci_config *pci, int index)
+{
+    vfu_bar_t *reg = &pci->space->hdr.bars[index];
+    uint32_t flags = pci->bars[index].flags;
+
+    if (is_upper_half(pci, index)) {
+        return;
+    }
+    if (!(flags & VFU_REGION_FLAG_MEM)) {
+        reg->io.region_type |= 1;
+    }
+    if (flags & VFU_REGION_FLAG_64_BITS) {
+        reg->mem.locatable = PCI_BASE_ADDRESS_MEM_TYPE_LOCATABLE_64;
+    }
+    if (flags & VFU_REGION_FLAG_PREFETCH) {
+        reg->mem.prefetchable = 1;
+        if (!(flags & VFU_REGION_FLAG_64_BITS)) {
+            log_warn(pci->log, "pci: BAR %d is prefetchable without 64 bits", index);
+        }
+    }
+}
+
 int pci_config_realize(struct pci_config *pci, size_t region_size, bool has_intx)
 {
     vfu_pci_hdr_t *hdr;
@@ -48,20 +76,7 @@ int pci_config_realize(struct pci_config *pci, size_t region_size, bool has_intx
     }
     hdr = &pci->space->hdr;
     for (int i = 0; i < PCI_BARS_NR; i++) {
-        uint32_t flags = pci->bars[i].flags;
-
-        if (!(flags & VFU_REGION_FLAG_MEM)) {
-            hdr->bars[i].io.region_type |= 1;
-        }
-        if (flags & VFU_REGION_FLAG_64_BITS) {
-            hdr->bars[i].mem.locatable = PCI_BASE_ADDRESS_MEM_TYPE_LOCATABLE_64;
-        }
-        if (flags & VFU_REGION_FLAG_PREFETCH) {
-            hdr->bars[i].mem.prefetchable = 1;
-            if (!(flags & VFU_REGION_FLAG_64_BITS)) {
-                log_warn(pci->log, "pci: BAR %d is prefetchable without 64 bits", i);
-            }
-        }
+        init_bar(pci, i);
     }
     if (has_intx) {
         hdr->intr.ipin = 1;
@@ -128,13 +143,14 @@ static const struct header_register *header_register(size_t offset)
     (PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INVALIDATE |           \
      PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE)
 
-static int write_command(struct pci_config *pci, uint32_t value)
+/* value is the whole register as it would be, written the bits that the guest wrote. */
+static int write_command(struct pci_config *pci, uint32_t value, uint32_t written)
 {
-    uint32_t unknown = value & ~(uint32_t)(COMMAND_STORED | PCI_COMMAND_VGA_PALETTE);
+    uint32_t unknown = written & ~(uint32_t)(COMMAND_STORED | PCI_COMMAND_VGA_PALETTE);
 
     pci->space->hdr.cmd.raw = (uint16_t)(value & COMMAND_STORED);
     if (unknown != 0) {
-        log_err(pci->log, "pci: command register 0x%x has bits that cannot be set (0x%x)", value,
+        log_err(pci->log, "pci: command register 0x%x has bits that cannot be set (0x%x)", written,
                 unknown);
         return -EINVAL;
     }
@@ -146,7 +162,7 @@ static int write_bar(struct pci_config *pci, int index, uint32_t value)
 {
     vfu_bar_t *reg = &pci->space->hdr.bars[index];
     const struct pci_bar *bar = &pci->bars[index];
-    bool upper = index > 0 && (pci->bars[index - 1].flags & VFU_REGION_FLAG_64_BITS);
+    bool upper = is_upper_half(pci, index);
     uint64_t size = upper ? pci->bars[index - 1].size : bar->size;
     uint64_t mask = size > 0 ? ~(size - 1) : 0;
     uint32_t type_bits = bar->flags & VFU_REGION_FLAG_MEM ? 0xf : 0x3;
@@ -180,10 +196,11 @@ static int write_register(struct pci_config *pci, const struct header_register *
                           const char *data, size_t count)
 {
     uint8_t *bytes = pci->space->raw + reg->offset;
-    uint32_t value = 0;
+    uint32_t value = 0, written = 0;
 
     memcpy(&value, bytes, reg->size);
     memcpy(&value, data, count);
+    memcpy(&written, data, count);
     switch (reg->rule) {
     case RULE_STORE:
         memcpy(bytes, data, count);
@@ -191,7 +208,7 @@ static int write_register(struct pci_config *pci, const struct header_register *
     case RULE_IGNORE:
         return 0;
     case RULE_COMMAND:
-        return write_command(pci, value);
+        return write_command(pci, value, written);
     case RULE_BAR:
         return write_bar(pci, (reg->offset - PCI_BASE_ADDRESS_0) / 4, value);
     case RULE_ROM:

@@ -10,16 +10,19 @@
 
 #define ATS_ENABLE 0x8000u
 #define ATS_STU 0x001fu
+#define ATS_ATTRIBUTES 0x7800u /* default and enable of memory attributes */
 
 #define PRI_ENABLE 0x0001u
 #define PRI_RESET 0x0002u
 #define PRI_RF 0x0001u
 #define PRI_UPRGI 0x0002u
 #define PRI_STOPPED 0x0100u
+#define PRI_PASID_REQUIRED 0x8000u
 
 #define PASID_ENABLE 0x0001u
 #define PASID_EXEC 0x0002u
 #define PASID_PRIV 0x0004u
+#define PASID_TRANSLATED 0x0008u
 
 static void *find(const struct pci_config *pci, uint16_t id)
 {
@@ -48,9 +51,10 @@ int pci_ats_write(struct pci_config *pci, const struct pci_cap *cap, size_t offs
 {
     struct atscap *ats = (struct atscap *)pci_cap_bytes(pci, cap), asked;
     uint16_t old = ats->atsctl.raw, value;
+    uint16_t writable = ATS_ENABLE | ATS_STU | (ats->atsc.amas ? ATS_ATTRIBUTES : 0);
 
     overlay(&asked, ats, sizeof(asked), offset, data, count);
-    value = asked.atsctl.raw & (ATS_ENABLE | ATS_STU);
+    value = asked.atsctl.raw & writable;
     if ((old & ATS_ENABLE) && (value & ATS_ENABLE) && (old & ATS_STU) != (value & ATS_STU)) {
         log_warn(pci->log, "pci: ATS: the smallest translation unit cannot change while ATS is "
                  "enabled: ignored");
@@ -67,23 +71,21 @@ int pci_pasid_write(struct pci_config *pci, const struct pci_cap *cap, size_t of
                     const uint8_t *data, size_t count)
 {
     struct pasidcap *pasid = (struct pasidcap *)pci_cap_bytes(pci, cap), asked;
-    uint16_t supported, value, old, capability;
+    uint16_t value, capability;
 
-    memcpy(&capability, (uint8_t *)pasid + 4, sizeof(capability));
-    memcpy(&old, (uint8_t *)pasid + 6, sizeof(old));
+    memcpy(&capability, &pasid->pasidc, sizeof(capability));
     overlay(&asked, pasid, sizeof(asked), offset, data, count);
-    memcpy(&value, (uint8_t *)&asked + 6, sizeof(value));
-    /* Execute and privileged have the same bit in the capability and in the control register. */
-    supported = PASID_ENABLE | (capability & (PASID_EXEC | PASID_PRIV));
-    value &= supported;
-    if (value == old) {
+    /* What can be enabled has the same bit in the capability and in the control register. */
+    value = asked.pasidctl.raw &
+            (PASID_ENABLE | (capability & (PASID_EXEC | PASID_PRIV | PASID_TRANSLATED)));
+    if (value == pasid->pasidctl.raw) {
         return 0;
     }
     if (ats_enabled(pci)) {
         log_warn(pci->log, "pci: PASID control cannot change while ATS is enabled: ignored");
         return 0;
     }
-    memcpy((uint8_t *)pasid + 6, &value, sizeof(value));
+    pasid->pasidctl.raw = value;
     pci->ops->iommu_changed(pci->owner);
     return 0;
 }
@@ -180,8 +182,7 @@ void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *re
 {
     const struct atscap *ats = find(pci, PCI_EXT_CAP_ID_ATS);
     const struct pricap *pri = find(pci, PCI_EXT_CAP_ID_PRI);
-    const uint8_t *pasid = find(pci, PCI_EXT_CAP_ID_PASID);
-    uint16_t control;
+    const struct pasidcap *pasid = find(pci, PCI_EXT_CAP_ID_PASID);
 
     memset(regs, 0, sizeof(*regs));
     if (ats != NULL) {
@@ -189,10 +190,9 @@ void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *re
         regs->stu = 12 + (ats->atsctl.raw & ATS_STU);
     }
     if (pasid != NULL) {
-        memcpy(&control, pasid + 6, sizeof(control));
-        regs->pasid_enabled = control & PASID_ENABLE;
-        regs->exec_enabled = control & PASID_EXEC;
-        regs->priv_enabled = control & PASID_PRIV;
+        regs->pasid_enabled = pasid->pasidctl.raw & PASID_ENABLE;
+        regs->exec_enabled = pasid->pasidctl.raw & PASID_EXEC;
+        regs->priv_enabled = pasid->pasidctl.raw & PASID_PRIV;
     }
     if (pri != NULL) {
         regs->pri_enabled = pri->prictl.raw & PRI_ENABLE;
@@ -200,21 +200,34 @@ void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *re
     }
 }
 
+/* Reset: PCIe's defaults, also of a structure that the device has just given. */
+
+void pci_ats_reset(uint8_t *cap)
+{
+    ((struct atscap *)cap)->atsctl.raw = 0;
+}
+
+void pci_pasid_reset(uint8_t *cap)
+{
+    ((struct pasidcap *)cap)->pasidctl.raw = 0;
+}
+
+void pci_pri_reset(uint8_t *cap)
+{
+    struct pricap *pri = (struct pricap *)cap;
+
+    pri->prictl.raw = 0;
+    pri->prists.raw = (uint16_t)((pri->prists.raw & PRI_PASID_REQUIRED) | PRI_STOPPED);
+    pri->allocation = 0;
+}
+
 void pci_iommu_reset(struct pci_config *pci)
 {
-    struct atscap *ats = find(pci, PCI_EXT_CAP_ID_ATS);
-    struct pricap *pri = find(pci, PCI_EXT_CAP_ID_PRI);
-    uint8_t *pasid = find(pci, PCI_EXT_CAP_ID_PASID);
+    for (unsigned i = 0; i < pci->extended.nr; i++) {
+        const struct pci_cap *cap = &pci->extended.caps[i];
 
-    if (ats != NULL) {
-        ats->atsctl.raw = 0;
-    }
-    if (pasid != NULL) {
-        memset(pasid + 6, 0, 2);
-    }
-    if (pri != NULL) {
-        pri->prictl.raw = 0;
-        pri->prists.raw = (uint16_t)((pri->prists.raw & ~(PRI_RF | PRI_UPRGI)) | PRI_STOPPED);
-        pri->allocation = 0;
+        if (cap->type->reset != NULL) {
+            cap->type->reset(pci_cap_bytes(pci, cap));
+        }
     }
 }
