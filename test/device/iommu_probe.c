@@ -401,20 +401,23 @@ static int block_signals(void)
     return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
+/* The client is gone by now, and with it whatever a thread waited for. */
 static void tear_down(struct probe *probe)
 {
     for (int i = 0; i < NR_SLOTS; i++) {
-        uint32_t status = probe->slots[i].regs.status;
+        struct slot *slot = &probe->slots[i];
 
-        if (status == STATUS_HELD || status == STATUS_REVOKED) {
-            vfu_dma_release(probe->ctx, &probe->slots[i].req);
+        if (slot->threaded) {
+            pthread_join(slot->thread, NULL);
         }
+        pthread_mutex_lock(&slot->lock);
+        if (slot->regs.status == STATUS_HELD || slot->regs.status == STATUS_REVOKED) {
+            vfu_dma_release(probe->ctx, &slot->req);
+        }
+        pthread_mutex_unlock(&slot->lock);
     }
     vfu_destroy_ctx(probe->ctx);
     for (int i = 0; i < NR_SLOTS; i++) {
-        if (probe->slots[i].threaded) {
-            pthread_join(probe->slots[i].thread, NULL);
-        }
         pthread_mutex_destroy(&probe->slots[i].lock);
         free(probe->slots[i].sgl);
     }
