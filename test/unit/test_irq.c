@@ -55,6 +55,7 @@ static int set_up(void **state)
     assert_int_equal(irqs_set_count(&irqs, INTX, 1), 0);
     assert_int_equal(irqs_set_count(&irqs, MSI, 4), 0);
     assert_int_equal(irqs_set_count(&irqs, MSIX, VECTORS), 0);
+    assert_int_equal(irqs_set_count(&irqs, ERR, 2), 0);
     assert_int_equal(irqs_realize(&irqs), 0);
     lines = 0;
     *state = &irqs;
@@ -236,6 +237,7 @@ static void test_err_and_req_are_their_own(void **state)
     assert_int_equal(irq_trigger_type(irqs, REQ, 1), -EINVAL);
     assert_int_equal(count_of(fds[0]), 0);
     assert_int_equal(count_of(fds[1]), 1);
+    assert_int_equal(assign(irqs, MSIX, 0, &fds[1], 1), 0);
     irq_mask_function(irqs, true);
     assert_int_equal(set(irqs, ERR, FIRE, 0, 1, NULL, 0), 0);
     assert_int_equal(count_of(fds[0]), 1);
