@@ -409,7 +409,7 @@ ssize_t pci_config_find_capability(const struct pci_config *pci, bool extended, 
     for (size_t hops = 0; pos != 0 && hops < PCI_CFG_SPACE_EXP_SIZE / 4; hops++) {
         size_t next;
 
-        if (pos + header > limit) {
+        if (pos > limit - header) {
             return -EINVAL;
         }
         if (!skip && cap_id(bytes + pos, extended) == id) {
