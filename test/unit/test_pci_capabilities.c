@@ -263,6 +263,7 @@ static void test_find(void **state)
         { false, 0x50, PCI_CAP_ID_VNDR, -ENOENT },
         { false, 0, PCI_CAP_ID_MSI, -ENOENT },
         { false, 0xe0, PCI_CAP_ID_PM, -ENOENT }, /* no capability there */
+        { false, 0xfe, PCI_CAP_ID_PM, -ENOENT },
         { false, 0xff, PCI_CAP_ID_PM, -EINVAL },
         { false, 0x100, PCI_CAP_ID_PM, -EINVAL },
         { false, SIZE_MAX - 8, PCI_CAP_ID_PM, -EINVAL },
@@ -272,6 +273,7 @@ static void test_find(void **state)
         { true, 0x11c, PCI_EXT_CAP_ID_VNDR, -ENOENT },
         { true, 0, PCI_EXT_CAP_ID_ATS, -ENOENT },
         { true, 0x800, PCI_EXT_CAP_ID_DSN, -ENOENT },
+        { true, 4092, PCI_EXT_CAP_ID_DSN, -ENOENT },
         { true, 4093, PCI_EXT_CAP_ID_DSN, -EINVAL },
         { true, 4095, PCI_EXT_CAP_ID_DSN, -EINVAL },
         { true, 4096, PCI_EXT_CAP_ID_DSN, -EINVAL },
@@ -345,7 +347,7 @@ static void test_write_pm(void **state)
         { 7, 1, 1, -ENOTSUP, 0x8103 },
         { 6, 2, 1, -EINVAL, 0x8103 },
     };
-    struct pmcap pm = { .hdr = { .id = PCI_CAP_ID_PM }, .pc = { .vs = 3 } };
+    struct pmcap pm = { .hdr = { .id = PCI_CAP_ID_PM, .next = 0x77 }, .pc = { .vs = 3 } };
     struct pci_device *dev = *state;
 
     CHECK_WRITES(dev, (size_t)add(dev, 0, 0, &pm), table);
@@ -372,9 +374,15 @@ static void test_write_msi(void **state)
         { 16, 4, 0xdeadbeef, 0, 0xdeadbeef },
         { 20, 4, 0, 0, 5 }, /* pending bits are the device's */
     };
+    static const struct write most[] = {
+        { 2, 2, 0x60, -EINVAL, 0x000e0005 }, /* reserved, whatever the device says it has */
+        { 2, 2, 0x50, 0, 0x005e0005 },
+    };
     struct pci_device *dev = *state;
 
     CHECK_WRITES(dev, (size_t)add(dev, 0, 0, &msi), table);
+    msi.mc = (struct mc){ .mmc = 7 };
+    CHECK_WRITES(dev, (size_t)add(dev, 0, 0, &msi), most);
 }
 
 static void test_write_msix(void **state)
@@ -576,6 +584,8 @@ static void test_behind_the_space(void **state)
     memset(buf, 1, sizeof(buf));
     assert_int_equal(pci_config_access(&dev->pci, buf, sizeof(buf), 256 - 32, false), 64);
     assert_int_equal(buf[63], 0);
+    assert_int_equal(get(dev, 256, 4), 0);
+    assert_int_equal(get(dev, 4096, 4), 0);
     assert_int_equal(put(dev, 256, 1, 4), -EINVAL);
     assert_int_equal(pci_config_access(&dev->pci, buf, 0, 256, true), 0);
 }
