@@ -11,21 +11,30 @@
 #define CONTROL_BYTE PCI_MSIX_ENTRY_VECTOR_CTRL
 #define CONTROL_MASKED PCI_MSIX_ENTRY_CTRL_MASKBIT
 
+/* Every vector masked, as after a reset. It holds nothing back until the client writes it. */
+static void mask_all(struct msix *msix)
+{
+    for (uint32_t i = 0; i < msix->vectors; i++) {
+        msix->table[(size_t)i * PCI_MSIX_ENTRY_SIZE + CONTROL_BYTE] = CONTROL_MASKED;
+    }
+}
+
 int msix_realize(struct vfu_ctx *ctx)
 {
     struct msix *msix = &ctx->msix;
     ssize_t pos = pci_config_find_capability(&ctx->pci, false, 0, PCI_CAP_ID_MSIX);
-    const struct msixcap *cap;
+    struct msixcap cap;
 
-    if (pos < 0) {
+    /* The device may have linked what it likes. */
+    if (pos < 0 || (size_t)pos + sizeof(cap) > PCI_CFG_SPACE_SIZE) {
         return 0;
     }
-    cap = (const struct msixcap *)((const uint8_t *)ctx->pci.space + pos);
-    msix->vectors = cap->mxc.ts + 1u;
-    msix->table_bar = cap->mtab.tbir;
-    msix->table_offset = (uint64_t)cap->mtab.to << 3;
-    msix->pba_bar = cap->mpba.pbir;
-    msix->pba_offset = (uint64_t)cap->mpba.pbao << 3;
+    memcpy(&cap, (const uint8_t *)ctx->pci.space + pos, sizeof(cap));
+    msix->vectors = cap.mxc.ts + 1u;
+    msix->table_bar = cap.mtab.tbir;
+    msix->table_offset = (uint64_t)cap.mtab.to << 3;
+    msix->pba_bar = cap.mpba.pbir;
+    msix->pba_offset = (uint64_t)cap.mpba.pbao << 3;
     if (msix->table_bar >= PCI_BARS_NR || ctx->regions[msix->table_bar].access != NULL ||
         ctx->regions[msix->table_bar].size == 0) {
         return 0;
@@ -34,7 +43,7 @@ int msix_realize(struct vfu_ctx *ctx)
     if (msix->table == NULL) {
         return -ENOMEM;
     }
-    msix_reset(ctx);
+    mask_all(msix);
     return 0;
 }
 
@@ -42,18 +51,6 @@ void msix_destroy(struct vfu_ctx *ctx)
 {
     free(ctx->msix.table);
     ctx->msix.table = NULL;
-}
-
-void msix_reset(struct vfu_ctx *ctx)
-{
-    struct msix *msix = &ctx->msix;
-
-    for (uint32_t i = 0; msix->table != NULL && i < msix->vectors; i++) {
-        uint8_t *entry = msix->table + (size_t)i * PCI_MSIX_ENTRY_SIZE;
-
-        memset(entry, 0, PCI_MSIX_ENTRY_SIZE);
-        entry[CONTROL_BYTE] = CONTROL_MASKED;
-    }
 }
 
 static void write_table(struct vfu_ctx *ctx, const char *buf, size_t count, uint64_t offset)

@@ -96,16 +96,20 @@ static int write_msi(struct pci_config *pci, const struct pci_cap *cap, size_t o
     return 0;
 }
 
+/* Copied, as the structure is aligned and its place is the device's choice. */
 static int write_msix(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
                       const uint8_t *data, size_t count)
 {
-    struct msixcap *msix = (struct msixcap *)pci_cap_bytes(pci, cap), asked = *msix;
+    struct msixcap now, asked;
 
+    memcpy(&now, pci_cap_bytes(pci, cap), sizeof(now));
+    asked = now;
     memcpy((uint8_t *)&asked + offset, data, count);
-    if (msix->mxc.fm != asked.mxc.fm || msix->mxc.mxe != asked.mxc.mxe) {
-        msix->mxc.fm = asked.mxc.fm;
-        msix->mxc.mxe = asked.mxc.mxe;
-        pci->ops->msix_changed(pci->owner, msix->mxc.mxe, msix->mxc.fm);
+    if (now.mxc.fm != asked.mxc.fm || now.mxc.mxe != asked.mxc.mxe) {
+        now.mxc.fm = asked.mxc.fm;
+        now.mxc.mxe = asked.mxc.mxe;
+        memcpy(pci_cap_bytes(pci, cap), &now, sizeof(now));
+        pci->ops->msix_changed(pci->owner, now.mxc.mxe, now.mxc.fm);
     }
     return 0;
 }

@@ -414,6 +414,9 @@ static void test_write_msix(void **state)
         assert_int_equal(dev->msix_enabled, table[i].enabled);
         assert_int_equal(dev->msix_masked, table[i].masked);
     }
+    pos = (size_t)add(dev, 0x91, 0, &msix); /* as the device wants it */
+    assert_int_equal(put(dev, pos + 2, 0x8000, 2), 0);
+    assert_int_equal(get(dev, pos + 2, 2), 0x8007);
 }
 
 static void test_write_express(void **state)
