@@ -3,6 +3,7 @@
 #define VFU_API_API_H
 
 #include "device/ctx.h"
+#include "device/dma_message.h"
 #include "libvfio-user.h"
 
 #include <errno.h>
@@ -25,9 +26,9 @@ static inline void *api_null(int err)
 }
 
 /*
- * Moves the bytes of one scatter entry to which a reference is held: by mapping if direct is set
- * and there is one, else by messages. 0 or a negative errno.
+ * Adds a scatter entry to a transfer, to which a reference is held until the transfer's end: moved
+ * at once, by mapping, if direct is set and there is one, else by messages.
  */
-int api_held_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, bool direct, bool to_guest);
+void api_transfer_held(struct dma_transfer *transfer, const dma_sg_t *sg, void *data, bool direct);
 
 #endif /* VFU_API_API_H */

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "api/api.h"
-#include "device/dma_message.h"
 
 #include <sys/mman.h>
 
@@ -80,24 +79,27 @@ bool vfu_sg_is_mappable(vfu_ctx_t *vfu_ctx, dma_sg_t *sg)
     return vfu_ctx->dma != NULL && dma_sg_is_mappable(vfu_ctx->dma, sg);
 }
 
-/* A reference to the entry is held: an unmap or invalidation waits until this is done. */
-int api_held_copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg, void *data, bool direct, bool to_guest)
+void api_transfer_held(struct dma_transfer *transfer, const dma_sg_t *sg, void *data, bool direct)
 {
-    struct dma_message_target to;
+    struct dma *dma = transfer->ctx->dma;
     struct dma_target target;
-    int err = direct ? dma_held_copy(vfu_ctx->dma, sg, data, to_guest) : -ENOTSUP;
+    int err = direct ? dma_held_copy(dma, sg, data, transfer->to_guest) : -ENOTSUP;
 
-    if (err != -ENOTSUP) {
-        return err;
+    if (err == -ENOTSUP) {
+        dma_held_target(dma, sg, &target);
+        dma_transfer_add(transfer, &target, sg->length, data);
+    } else if (transfer->error == 0) {
+        transfer->error = err;
     }
-    dma_held_target(vfu_ctx->dma, sg, &target);
-    to = (struct dma_message_target){ .space = target.space, .address = target.address };
-    return dma_message_copy(vfu_ctx, &to, sg->length, data, to_guest);
 }
 
+/* References are held meanwhile: an unmap or invalidation waits until this is done. */
 static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
                 bool to_guest)
 {
+    struct dma_transfer transfer;
+    int err;
+
     if (vfu_ctx->dma == NULL || (flags & ~VFU_SGL_DIRECT_ACCESS) != 0) {
         return -EINVAL;
     }
@@ -106,20 +108,18 @@ static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *da
             return -EPERM;
         }
     }
-    for (size_t i = 0; i < cnt; i++) {
-        int err = dma_sgl_hold(vfu_ctx->dma, &sgl[i], 1);
-
-        if (err < 0) {
-            return err;
-        }
-        err = api_held_copy(vfu_ctx, &sgl[i], data, flags & VFU_SGL_DIRECT_ACCESS, to_guest);
-        dma_sgl_release(vfu_ctx->dma, &sgl[i], 1);
-        if (err < 0) {
-            return err;
-        }
+    err = dma_sgl_hold(vfu_ctx->dma, sgl, cnt);
+    if (err < 0) {
+        return err;
+    }
+    dma_transfer_init(&transfer, vfu_ctx, to_guest);
+    for (size_t i = 0; i < cnt && transfer.error == 0; i++) {
+        api_transfer_held(&transfer, &sgl[i], data, flags & VFU_SGL_DIRECT_ACCESS);
         data += sgl[i].length;
     }
-    return 0;
+    err = dma_transfer_end(&transfer);
+    dma_sgl_release(vfu_ctx->dma, sgl, cnt);
+    return err;
 }
 
 int(vfu_sgl_read)(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, int flags)

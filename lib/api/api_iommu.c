@@ -79,9 +79,10 @@ int vfu_dma_cancel(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req)
 static int move(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *req, uint64_t offset, uint64_t len,
                 uint8_t *data, bool to_guest)
 {
-    int err = 0;
+    struct dma_transfer transfer;
 
-    for (size_t i = 0; i < req->nr_sgs && len > 0 && err == 0; i++) {
+    dma_transfer_init(&transfer, vfu_ctx, to_guest);
+    for (size_t i = 0; i < req->nr_sgs && len > 0 && transfer.error == 0; i++) {
         dma_sg_t sg = req->sgl[i];
 
         if (offset >= sg.length) {
@@ -90,12 +91,12 @@ static int move(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *req, uint64_t offse
         }
         sg.offset += offset;
         sg.length = MIN(sg.length - offset, len);
-        err = api_held_copy(vfu_ctx, &sg, data, true, to_guest);
+        api_transfer_held(&transfer, &sg, data, true);
         data += sg.length;
         len -= sg.length;
         offset = 0;
     }
-    return err;
+    return dma_transfer_end(&transfer);
 }
 
 int vfu_dma_move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, void *data,

@@ -4,35 +4,24 @@
 
 #include "device/ctx.h"
 #include "util/clock.h"
+#include "wire/quirks.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/param.h>
 
-/* Enough to hide a round trip; more would only fill the socket. */
-#define WINDOW 8
-
-/* One message of a transfer. */
-struct piece {
-    struct txn txn;
-    struct vfio_user_pasid_prefix prefix;
-    struct vfio_user_dma_region_access request;
-    struct vfio_user_dma_region_access reply;
-    struct iovec out[3];
-};
-
-static void prepare(struct piece *piece, const struct dma_message_target *target,
+static void prepare(struct dma_message *message, const struct dma_target *target,
                     uint64_t offset, size_t count, uint8_t *data, bool to_guest,
                     uint32_t timeout_ms)
 {
     size_t nr = 0;
 
-    *piece = (struct piece){
+    *message = (struct dma_message){
         .txn = {
             .cmd = to_guest ? VFIO_USER_DMA_WRITE : VFIO_USER_DMA_READ,
-            .out = piece->out,
-            .reply = &piece->reply,
-            .reply_cap = sizeof(piece->reply),
+            .out = message->out,
+            .reply = &message->reply,
+            .reply_cap = sizeof(message->reply),
             .data = to_guest ? NULL : data,
             .data_cap = to_guest ? 0 : count,
             .deadline = deadline_after_ms(timeout_ms),
@@ -40,74 +29,87 @@ static void prepare(struct piece *piece, const struct dma_message_target *target
         .request = { .addr = target->address + offset, .count = count },
     };
     if (target->space.translated) {
-        piece->txn.flags = VFIO_USER_F_TRANSLATED;
+        message->txn.flags = VFIO_USER_F_TRANSLATED;
     } else if (target->space.has_pasid) {
-        piece->txn.flags = VFIO_USER_F_PASID;
-        piece->prefix.pasid = target->space.pasid;
-        piece->prefix.attrs = target->space.privileged ? VFIO_USER_PASID_ATTR_PRIV : 0;
-        piece->out[nr++] = (struct iovec){ &piece->prefix, sizeof(piece->prefix) };
+        message->txn.flags = VFIO_USER_F_PASID;
+        message->prefix.pasid = target->space.pasid;
+        message->prefix.attrs = target->space.privileged ? VFIO_USER_PASID_ATTR_PRIV : 0;
+        message->out[nr++] = (struct iovec){ &message->prefix, sizeof(message->prefix) };
     }
-    piece->out[nr++] = (struct iovec){ &piece->request, sizeof(piece->request) };
+    message->out[nr++] = (struct iovec){ &message->request, sizeof(message->request) };
     if (to_guest) {
-        piece->out[nr++] = (struct iovec){ data, count };
+        message->out[nr++] = (struct iovec){ data, count };
     }
-    piece->txn.nr_out = nr;
+    message->txn.nr_out = nr;
 }
 
-/* QEMU (10.1 and later) answers DMA_WRITE with a bare header: success, and nothing to compare. */
-static bool bare_write_reply(const struct txn *txn)
+static int finish(struct vfu_ctx *ctx, struct dma_message *message)
 {
-    return txn->cmd == VFIO_USER_DMA_WRITE && txn->reply_len == 0;
-}
-
-static int finish(struct vfu_ctx *ctx, struct piece *piece)
-{
-    const struct txn *txn = &piece->txn;
-    int err = txn_wait(&ctx->session, &piece->txn);
+    const struct txn *txn = &message->txn;
+    int err = txn_wait(&ctx->session, &message->txn);
 
     if (err < 0) {
         log_err(&ctx->log, "%s of %llu bytes at 0x%llx failed: %s", command_name(txn->cmd),
-                (unsigned long long)piece->request.count,
-                (unsigned long long)piece->request.addr, strerror(-err));
+                (unsigned long long)message->request.count,
+                (unsigned long long)message->request.addr, strerror(-err));
         return err;
     }
-    if (bare_write_reply(txn)) {
+    if (txn->reply_len == 0 && quirk_bare_reply(txn->cmd)) {
         return 0;
     }
-    if (txn->reply_len != sizeof(piece->reply) + txn->data_cap ||
-        piece->reply.addr != piece->request.addr || piece->reply.count != piece->request.count) {
+    if (txn->reply_len != sizeof(message->reply) + txn->data_cap ||
+        message->reply.addr != message->request.addr || message->reply.count != message->request.count) {
         log_err(&ctx->log, "reply to %s of %llu bytes at 0x%llx has %zu bytes, address 0x%llx, "
-                "count %llu", command_name(txn->cmd), (unsigned long long)piece->request.count,
-                (unsigned long long)piece->request.addr, txn->reply_len,
-                (unsigned long long)piece->reply.addr, (unsigned long long)piece->reply.count);
+                "count %llu", command_name(txn->cmd), (unsigned long long)message->request.count,
+                (unsigned long long)message->request.addr, txn->reply_len,
+                (unsigned long long)message->reply.addr, (unsigned long long)message->reply.count);
         return -EINVAL;
     }
     return 0;
 }
 
-int dma_message_copy(struct vfu_ctx *ctx, const struct dma_message_target *target, size_t len,
-                     void *data, bool to_guest)
+void dma_transfer_init(struct dma_transfer *transfer, struct vfu_ctx *ctx, bool to_guest)
 {
-    const size_t most = session_max_transfer(&ctx->session);
-    struct piece pieces[WINDOW];
-    size_t offset = 0, started = 0, finished = 0;
-    int err = 0;
+    transfer->ctx = ctx;
+    transfer->to_guest = to_guest;
+    transfer->error = 0;
+    transfer->started = transfer->finished = 0;
+}
 
-    while (finished < started || (err == 0 && offset < len)) {
-        if (err == 0 && offset < len && started - finished < WINDOW) {
-            struct piece *piece = &pieces[started % WINDOW];
-            size_t count = MIN(most, len - offset);
+static void finish_oldest(struct dma_transfer *transfer)
+{
+    size_t oldest = transfer->finished++ % DMA_MESSAGE_WINDOW;
+    int err = finish(transfer->ctx, &transfer->messages[oldest]);
 
-            prepare(piece, target, offset, count, (uint8_t *)data + offset, to_guest,
-                    ctx->dma_timeout_ms);
-            err = txn_start(&ctx->session, &piece->txn);
-            started += err == 0;
-            offset += count;
-            continue;
+    transfer->error = transfer->error < 0 ? transfer->error : err;
+}
+
+void dma_transfer_add(struct dma_transfer *transfer, const struct dma_target *target, size_t len,
+                      void *data)
+{
+    struct vfu_ctx *ctx = transfer->ctx;
+    size_t count;
+
+    for (size_t offset = 0; offset < len && transfer->error == 0; offset += count) {
+        struct dma_message *message = &transfer->messages[transfer->started % DMA_MESSAGE_WINDOW];
+
+        count = MIN(session_max_transfer(&ctx->session), len - offset);
+        if (transfer->started - transfer->finished == DMA_MESSAGE_WINDOW) {
+            finish_oldest(transfer);
         }
-        int r = finish(ctx, &pieces[finished++ % WINDOW]);
-
-        err = err < 0 ? err : r;
+        if (transfer->error == 0) {
+            prepare(message, target, offset, count, (uint8_t *)data + offset, transfer->to_guest,
+                    ctx->dma_timeout_ms);
+            transfer->error = txn_start(&ctx->session, &message->txn);
+            transfer->started += transfer->error == 0;
+        }
     }
-    return err;
+}
+
+int dma_transfer_end(struct dma_transfer *transfer)
+{
+    while (transfer->finished < transfer->started) {
+        finish_oldest(transfer);
+    }
+    return transfer->error;
 }

@@ -3,21 +3,44 @@
 #define VFU_DEVICE_DMA_MESSAGE_H
 
 #include "dma/dma.h"
+#include "session/txn.h"
 
 struct vfu_ctx;
 
-/* Which memory a transfer is about. */
-struct dma_message_target {
-    struct dma_space_name space;
-    uint64_t address;
+/* Enough to hide a round trip; more would only fill the socket. */
+#define DMA_MESSAGE_WINDOW 8
+
+/* One message of a transfer. */
+struct dma_message {
+    struct txn txn;
+    struct vfio_user_pasid_prefix prefix;
+    struct vfio_user_dma_region_access request;
+    struct vfio_user_dma_region_access reply;
+    struct iovec out[3];
 };
 
 /*
- * Moves len bytes between data and the client's memory by DMA_READ or DMA_WRITE messages, many in
- * flight. Any thread. 0 or a negative errno: the client's, -ETIMEDOUT, -ENOTCONN, -EINVAL for a
+ * A transfer between the device's memory and any number of ranges of the client's, by DMA_READ or
+ * DMA_WRITE messages of which several are in flight. Any thread; it lives on the stack of one.
+ */
+struct dma_transfer {
+    struct vfu_ctx *ctx;
+    bool to_guest;
+    int error; /* the first; nothing is sent after it */
+    size_t started, finished;
+    struct dma_message messages[DMA_MESSAGE_WINDOW];
+};
+
+void dma_transfer_init(struct dma_transfer *transfer, struct vfu_ctx *ctx, bool to_guest);
+
+/* Adds len bytes of a message-mode target. data stays in use until dma_transfer_end(). */
+void dma_transfer_add(struct dma_transfer *transfer, const struct dma_target *target, size_t len,
+                      void *data);
+
+/*
+ * Waits for all of it. 0 or a negative errno: the client's, -ETIMEDOUT, -ENOTCONN, -EINVAL for a
  * reply that does not fit. What a failed transfer moved is undefined.
  */
-int dma_message_copy(struct vfu_ctx *ctx, const struct dma_message_target *target, size_t len,
-                     void *data, bool to_guest);
+int dma_transfer_end(struct dma_transfer *transfer);
 
 #endif /* VFU_DEVICE_DMA_MESSAGE_H */

@@ -376,9 +376,9 @@ static void log_excess(struct dma *dma, uint32_t generation)
 }
 
 /*
- * Another thread's get was put here. The surplus moves to the cell that has it, or every put to come
- * would stop to look. The sum is never too low meanwhile, and whoever calls settles afterwards.
- * Needs the lock.
+ * Another thread's get was put here. Half the surplus of the cell that has it moves here, so that a
+ * thread which always puts what another gets seldom comes to look. The sum is never too low
+ * meanwhile, and whoever calls settles afterwards. Needs the lock.
  */
 static void even_out(struct dma_entry *entry, struct ref_cell *cell)
 {
@@ -386,10 +386,13 @@ static void even_out(struct dma_entry *entry, struct ref_cell *cell)
 
     for (unsigned int i = 0; shards != NULL && i < REF_SHARDS; i++) {
         struct ref_cell *other = &shards->shard[i].cell;
+        int32_t surplus = (int32_t)(atomic_load(&other->gets) - atomic_load(&other->puts));
 
-        if ((int32_t)(atomic_load(&other->gets) - atomic_load(&other->puts)) > 0) {
-            atomic_fetch_add(&cell->gets, 1);
-            atomic_fetch_add(&other->puts, 1);
+        if (surplus > 0) {
+            uint32_t moved = ((uint32_t)surplus + 1) / 2;
+
+            atomic_fetch_add(&cell->gets, moved);
+            atomic_fetch_add(&other->puts, moved);
             return;
         }
     }

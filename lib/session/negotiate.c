@@ -5,6 +5,7 @@
 #include "libvfio-user.h"
 #include "util/clock.h"
 #include "wire/commands.h"
+#include "wire/quirks.h"
 
 #include <errno.h>
 #include <json-c/json.h>
@@ -321,10 +322,7 @@ static char *render(struct json_object *proposal, const struct server_offer *off
     return copy;
 }
 
-/*
- * QEMU (10.1 and later) reads the reply into a buffer as long as its request and gives up on a
- * longer one, so what upstream servers do not send is left out if need be.
- */
+/* What stock servers do not send is left out where the reply would be too long with it. */
 char *negotiate_answer(const char *text, const struct server_offer *offer,
                        struct agreed_caps *agreed)
 {
@@ -333,7 +331,8 @@ char *negotiate_answer(const char *text, const struct server_offer *offer,
 
     json_object_object_get_ex(root, "capabilities", &proposal);
     answer = render(proposal, offer, agreed);
-    if (answer != NULL && text != NULL && strlen(answer) > strlen(text) &&
+    if (answer != NULL &&
+        !quirk_version_reply_fits(text != NULL ? strlen(text) : 0, strlen(answer)) &&
         (agreed->write_multiple || agreed->iommu.present)) {
         free(answer);
         agreed->write_multiple = false;
