@@ -425,3 +425,27 @@ def test_100_transfers_with_commands_between(edu):
         slot.write(0, b"%3d" % i)
         edu.copy(0, 0x1000, 3)
         assert slot.read(0x1000, 3) == b"%3d" % i
+
+
+@pytest.mark.server_args("--ats")
+@pytest.mark.parametrize("to_ram", [False, True])
+def test_several_regions_in_flight(server, to_ram):
+    """A scatter list of messages does not wait for one region's before it asks for the next."""
+    edu = Edu(server.client({"max_data_xfer_size": 4096}))
+    edu.enable_bus_master()
+    client = edu.client
+    slots = [client.add_memory(addr, 0x100, share=False) for addr in range(0, 0x400, 0x100)]
+    for slot in slots:
+        slot.write(0, DATA[:0x100])
+    client.hold()
+    msg_id = edu.start_dma(*((BUFFER, 0) if to_ram else (0, BUFFER)), 0x400,
+                           hw.DMA_TO_RAM if to_ram else 0)
+    commands = [client.next_command() for _ in slots]
+    client.on_command = client.serve
+    for command in commands:
+        client.serve(command)
+    edu.finish_dma(msg_id)
+    if not to_ram:
+        edu.to_ram(0, 0x400)
+    for slot in slots:
+        assert slot.read(0, 0x100) == (bytes(0x100) if to_ram else DATA[:0x100])
