@@ -30,8 +30,8 @@ struct call {
     uint16_t cmd;
     bool finished;
     int error; /* an errno */
-    void *reply;
-    size_t reply_size;
+    const struct iovec *in; /* where the reply goes */
+    size_t nr_in;
     size_t reply_len;
     int fd; /* the first descriptor of the reply, if wanted */
     bool wants_fd;
@@ -83,8 +83,8 @@ struct client_command {
     size_t nr_out;
     const int *fds;
     size_t nr_fds;
-    void *reply;
-    size_t reply_size;
+    const struct iovec *in; /* where the reply goes; what does not fit is dropped */
+    size_t nr_in;
     int *reply_fd; /* NULL: none is expected */
 };
 
@@ -92,6 +92,11 @@ ssize_t client_call(struct vfuc *client, const struct client_command *command);
 
 /* -1 and errno, or the value. */
 ssize_t client_result(ssize_t r);
+
+/* feature.c: size bytes go out, up to room come in. The length of the feature's data, or -errno. */
+ssize_t client_feature_get(struct vfuc *client, uint32_t number, void *data, size_t size,
+                           size_t room);
+int client_feature_set(struct vfuc *client, uint32_t number, const void *data, size_t size);
 
 /* The receiver thread. */
 void *client_receive(void *arg);

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <linux/vfio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/param.h>
 #include <unistd.h>
@@ -75,13 +74,14 @@ int vfuc_region_info(vfuc_t *client, uint32_t region, vfuc_region_info_t *info)
     struct vfio_region_info wire = { .argsz = MAX_INFO, .index = region };
     const struct iovec out = { &wire, sizeof(wire) };
     uint8_t reply[MAX_INFO];
+    const struct iovec in = { reply, sizeof(reply) };
     int fd = -1;
     const struct client_command command = {
         .cmd = VFIO_USER_DEVICE_GET_REGION_INFO,
         .out = &out,
         .nr_out = 1,
-        .reply = reply,
-        .reply_size = sizeof(reply),
+        .in = &in,
+        .nr_in = 1,
         .reply_fd = &fd,
     };
     ssize_t r = client_call(client, &command);
@@ -123,26 +123,25 @@ int vfuc_region_read(vfuc_t *client, uint32_t region, uint64_t offset, void *dat
         .region = region,
         .count = (uint32_t)count,
     };
-    uint8_t *reply;
-    ssize_t r;
+    struct vfio_user_region_access echo;
+    const struct iovec out = { &access, sizeof(access) };
+    const struct iovec in[] = { { &echo, sizeof(echo) }, { data, count } };
+    const struct client_command command = {
+        .cmd = VFIO_USER_REGION_READ,
+        .out = &out,
+        .nr_out = 1,
+        .in = in,
+        .nr_in = 2,
+    };
+    ssize_t r = -EINVAL;
 
-    if (count > client->agreed.max_data_xfer_size) {
-        return (int)client_result(-EINVAL);
+    if (count <= client->agreed.max_data_xfer_size) {
+        r = client_call(client, &command);
     }
-    reply = malloc(sizeof(access) + count);
-    if (reply == NULL) {
-        return (int)client_result(-ENOMEM);
-    }
-    r = vfuc_command(client, VFIO_USER_REGION_READ, 0, &access, sizeof(access), reply,
-                     sizeof(access) + count);
     if (r >= 0 && count > 0 && (size_t)r != sizeof(access) + count) {
-        r = client_result(-EPROTO);
+        r = -EPROTO;
     }
-    if (r >= 0) {
-        memcpy(data, reply + sizeof(access), count);
-    }
-    free(reply);
-    return r < 0 ? -1 : 0;
+    return r < 0 ? (int)client_result(r) : 0;
 }
 
 /* The parts of a REGION_WRITE. */

@@ -14,7 +14,7 @@ static uint32_t space_flags(const vfuc_memory_t *memory)
 
 /* The parts of a command about a space: its prefix, if it has one, and what follows. */
 static size_t space_parts(const vfuc_memory_t *memory, struct vfio_user_pasid_prefix *prefix,
-                          void *data, size_t len, struct iovec out[2])
+                          void *data, size_t len, struct iovec *out)
 {
     size_t nr = 0;
 
@@ -104,7 +104,14 @@ int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
     return r < 0 ? (int)client_result(r) : 0;
 }
 
-static int unmap(struct vfuc *client, const vfuc_memory_t *range, bool all)
+/* What comes with an unmap when the dirty pages are asked for. */
+struct dirty_out {
+    struct vfio_user_bitmap head;
+    void *bits;
+};
+
+static int unmap(struct vfuc *client, const vfuc_memory_t *range, bool all,
+                 struct dirty_out *dirty)
 {
     struct vfio_user_dma_unmap unmap = {
         .argsz = sizeof(unmap),
@@ -112,20 +119,37 @@ static int unmap(struct vfuc *client, const vfuc_memory_t *range, bool all)
         .addr = all ? 0 : range->iova,
         .size = all ? 0 : range->size,
     };
+    struct vfio_user_dma_unmap echo;
+    struct vfio_user_bitmap head;
     struct vfio_user_pasid_prefix prefix;
-    struct iovec out[2];
-    const struct client_command command = {
+    struct iovec out[3], in[3] = { { &echo, sizeof(echo) }, { &head, sizeof(head) } };
+    struct client_command command = {
         .cmd = VFIO_USER_DMA_UNMAP,
         .flags = space_flags(range),
         .out = out,
         .nr_out = space_parts(range, &prefix, &unmap, sizeof(unmap), out),
     };
-    ssize_t r = client_call(client, &command);
+    size_t full = sizeof(unmap);
+    ssize_t r;
 
+    if (dirty != NULL) {
+        full += sizeof(dirty->head) + dirty->head.size;
+        unmap.flags = VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+        unmap.argsz = (uint32_t)full;
+        out[command.nr_out++] = (struct iovec){ &dirty->head, sizeof(dirty->head) };
+        in[2] = (struct iovec){ dirty->bits, dirty->head.size };
+        command.in = in;
+        command.nr_in = 3;
+    }
+    r = client_call(client, &command);
     if (r < 0) {
-        return (int)client_result(r);
+        return (int)r;
     }
     forget(client, range, all);
+    if (dirty != NULL && ((size_t)r != full || head.size != dirty->head.size)) {
+        client_log(client, "reply of %zd bytes to DMA_UNMAP, %zu were expected", r, full);
+        return -EPROTO;
+    }
     return 0;
 }
 
@@ -134,14 +158,31 @@ int vfuc_dma_unmap(vfuc_t *client, const vfuc_memory_t *memory)
     if (memory->size == 0) {
         return (int)client_result(-EINVAL);
     }
-    return unmap(client, memory, false);
+    return (int)client_result(unmap(client, memory, false, NULL));
+}
+
+int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t page_size,
+                         void *bitmap, uint64_t bitmap_size)
+{
+    struct dirty_out dirty = {
+        .head = { .pgsize = page_size, .size = vfuc_dirty_bitmap_size(memory->size, page_size) },
+        .bits = bitmap,
+    };
+
+    if (dirty.head.size == 0 || bitmap_size < dirty.head.size) {
+        return (int)client_result(-EINVAL);
+    }
+    if (dirty.head.size > CLIENT_MAX_DATA - sizeof(dirty.head)) {
+        return (int)client_result(-EMSGSIZE);
+    }
+    return (int)client_result(unmap(client, memory, false, &dirty));
 }
 
 int vfuc_dma_unmap_all(vfuc_t *client)
 {
     const vfuc_memory_t plain = { .size = 1 };
 
-    return unmap(client, &plain, true);
+    return (int)client_result(unmap(client, &plain, true, NULL));
 }
 
 uint64_t vfuc_dma_messages(vfuc_t *client)
@@ -206,5 +247,8 @@ void client_serve_dma(struct vfuc *client, const struct vfio_user_header *hdr, u
         return;
     }
     atomic_fetch_add(&client->dma_messages, 1);
+    if (write && client->options.written != NULL) {
+        client->options.written(client->options.pvt, access.addr, access.count);
+    }
     client_send(client, &out, iov, write ? 1 : 2, NULL, 0);
 }

@@ -11,6 +11,7 @@
 #define MAJOR 0
 #define MINOR 2
 #define MAX_ANSWER 65536
+#define DEFAULT_PAGE_SIZE 4096 /* of dirty pages, when the server names none */
 
 static struct json_object *child(struct json_object *obj, const char *name)
 {
@@ -50,10 +51,14 @@ static struct json_object *proposal(const struct vfuc *client)
 {
     const vfuc_iommu_proposal_t *iommu = &client->options.iommu;
     struct json_object *root = json_object_new_object();
-    struct json_object *caps = child(root, "capabilities");
+    struct json_object *caps = child(root, "capabilities"), *migration;
 
     add_int(caps, "max_msg_fds", CLIENT_MAX_FDS);
     add_int(caps, "max_data_xfer_size", client->options.max_data_xfer_size);
+    json_object_object_add(caps, "write_multiple", json_object_new_boolean(true));
+    migration = child(caps, "migration");
+    add_int(migration, "pgsize", (uint32_t)sysconf(_SC_PAGESIZE));
+    add_int(migration, "max_bitmap_size", CLIENT_MAX_DATA);
     if (iommu->pasid_bits > 0 || iommu->ats_queue_depth > 0) {
         add_iommu(caps, iommu);
     }
@@ -137,7 +142,7 @@ static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *pro
 
 static int read_answer(struct vfuc *client, const char *text)
 {
-    struct json_object *root = json_tokener_parse(text), *caps;
+    struct json_object *root = json_tokener_parse(text), *caps, *part;
     vfuc_agreed_t *agreed = &client->agreed;
     int err = json_object_is_type(root, json_type_object) ? 0 : -EPROTO;
 
@@ -146,6 +151,12 @@ static int read_answer(struct vfuc *client, const char *text)
         err = get_int(caps, "max_msg_fds", 0, INT32_MAX, &agreed->max_msg_fds);
         err = err < 0 ? err : get_int(caps, "max_data_xfer_size", 1, INT32_MAX,
                                       &agreed->max_data_xfer_size);
+        err = err < 0 ? err : get_bool(caps, "write_multiple", &agreed->write_multiple);
+        err = err < 0 ? err : get_object(caps, "migration", &part);
+        if (err == 0 && part != NULL) {
+            agreed->migration_page_size = DEFAULT_PAGE_SIZE;
+            err = get_int(part, "pgsize", 0, INT32_MAX, &agreed->migration_page_size);
+        }
         err = err < 0 ? err : read_iommu(caps, &client->options.iommu, &agreed->iommu);
     }
     json_object_put(root);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/param.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -130,8 +131,8 @@ ssize_t client_call(struct vfuc *client, const struct client_command *command)
 {
     struct call call = {
         .cmd = command->cmd,
-        .reply = command->reply,
-        .reply_size = command->reply_size,
+        .in = command->in,
+        .nr_in = command->nr_in,
         .wants_fd = command->reply_fd != NULL,
         .fd = -1,
     };
@@ -165,13 +166,14 @@ ssize_t vfuc_command(vfuc_t *client, uint16_t cmd, uint32_t flags, const void *r
                      size_t request_size, void *reply, size_t reply_size)
 {
     const struct iovec out = { (void *)request, request_size };
+    const struct iovec in = { reply, reply_size };
     const struct client_command command = {
         .cmd = cmd,
         .flags = flags & (VFIO_USER_F_PASID | VFIO_USER_F_TRANSLATED),
         .out = &out,
         .nr_out = request_size > 0,
-        .reply = reply,
-        .reply_size = reply_size,
+        .in = &in,
+        .nr_in = reply_size > 0,
     };
 
     return client_result(client_call(client, &command));
@@ -231,6 +233,17 @@ static int reply_error(const struct vfio_user_header *hdr)
     return hdr->error_no == 0 || hdr->error_no > MAX_ERRNO ? EPROTO : (int)hdr->error_no;
 }
 
+static void scatter(const struct iovec *iov, size_t nr_iov, const uint8_t *data, size_t len)
+{
+    for (size_t i = 0; i < nr_iov && len > 0; i++) {
+        size_t n = MIN(len, iov[i].iov_len);
+
+        memcpy(iov[i].iov_base, data, n);
+        data += n;
+        len -= n;
+    }
+}
+
 static void handle_reply(struct vfuc *client, const struct vfio_user_header *hdr,
                          const uint8_t *payload, size_t len, int *fds, size_t nr_fds)
 {
@@ -250,9 +263,7 @@ static void handle_reply(struct vfuc *client, const struct vfio_user_header *hdr
     }
     if (error == 0) {
         call->reply_len = len;
-        if (call->reply != NULL) {
-            memcpy(call->reply, payload, len < call->reply_size ? len : call->reply_size);
-        }
+        scatter(call->in, call->nr_in, payload, len);
         if (call->wants_fd && nr_fds > 0) {
             call->fd = fds[0];
             fds[0] = -1;

@@ -47,7 +47,12 @@ typedef struct vfuc_options {
      */
     void (*command)(void *pvt, uint16_t id, uint16_t cmd, uint32_t flags, const void *payload,
                     size_t len);
-    void *pvt; /* for both */
+    void *pvt; /* for all callbacks */
+    /*
+     * The server wrote to memory by a message, in the plain address space: for who keeps track of
+     * dirty pages. On the receiver thread, when the bytes are there.
+     */
+    void (*written)(void *pvt, uint64_t iova, uint64_t len);
 } vfuc_options_t;
 
 /* What was agreed on. */
@@ -55,6 +60,8 @@ typedef struct vfuc_agreed {
     uint32_t max_msg_fds; /* the server's */
     uint32_t max_data_xfer_size; /* the server's, in bytes */
     vfuc_iommu_proposal_t iommu;
+    bool write_multiple; /* several posted writes travel in one message */
+    uint32_t migration_page_size; /* of dirty pages; 0: the device has no migration */
 } vfuc_agreed_t;
 
 /*
@@ -144,6 +151,90 @@ int vfuc_dma_unmap_all(vfuc_t *client);
 uint64_t vfuc_dma_messages(vfuc_t *client);
 
 int vfuc_reset(vfuc_t *client);
+
+/*
+ * Features (DEVICE_FEATURE)
+ */
+
+/* Does the device have this feature (VFIO_DEVICE_FEATURE_*) for operations (.._GET, .._SET)? */
+int vfuc_feature_probe(vfuc_t *client, uint32_t feature, uint32_t operations);
+
+/*
+ * Sends size bytes of data and replaces them by the feature's, at most room bytes. Returns their
+ * number. EMSGSIZE: more than a message carries.
+ */
+ssize_t vfuc_feature_get(vfuc_t *client, uint32_t feature, void *data, size_t size, size_t room);
+int vfuc_feature_set(vfuc_t *client, uint32_t feature, const void *data, size_t size);
+
+/*
+ * Migration: the states and their transitions are those of <linux/vfio.h>, version 2. States are
+ * VFIO_USER_DEVICE_STATE_* (vfio-user.h). EINVAL: the device has no migration, or there is no way
+ * to that state.
+ */
+
+/* What the device can do: VFIO_MIGRATION_STOP_COPY, _PRE_COPY, _P2P. */
+int vfuc_migration_flags(vfuc_t *client, uint64_t *flags);
+int vfuc_migration_state(vfuc_t *client, uint32_t *state);
+/* Goes there, through the states on the way. After an error: vfuc_migration_state(). */
+int vfuc_migration_set_state(vfuc_t *client, uint32_t state);
+
+/*
+ * A piece of the device's state, size of at most the smaller of both sides' max_data_xfer_size.
+ * In PRE_COPY and STOP_COPY: returns the bytes read, 0 when there are no more (in PRE_COPY: now).
+ */
+ssize_t vfuc_migration_read(vfuc_t *client, void *data, size_t size);
+/* In RESUMING. */
+int vfuc_migration_write(vfuc_t *client, const void *data, size_t size);
+
+/* Takes len bytes of state, all of them: 0, or -1 with errno to give up. */
+typedef int (vfuc_save_t)(void *pvt, const void *data, size_t len);
+/* Fetches up to size bytes: their number, 0 at the end, or -1 with errno. */
+typedef ssize_t (vfuc_load_t)(void *pvt, void *data, size_t size);
+
+/*
+ * Saves the whole state and leaves the device in STOP. The first running_bytes or so are taken
+ * while it runs on (PRE_COPY); 0: it is stopped at once, which any device can do. When that fails
+ * the device is put back to the state it was in, and errno is that of the step, or of save.
+ */
+int vfuc_migration_save(vfuc_t *client, uint64_t running_bytes, vfuc_save_t *save, void *pvt);
+
+/*
+ * Loads a state and leaves the device in STOP: vfuc_migration_set_state(RUNNING) starts it. When
+ * that fails what the device holds is undefined: vfuc_reset(), or load again.
+ */
+int vfuc_migration_load(vfuc_t *client, vfuc_load_t *load, void *pvt);
+
+/*
+ * Pages that the device has written to, where it does so by itself. What it writes by DMA_WRITE
+ * messages comes by here: see vfuc_options_t.written.
+ */
+
+typedef struct vfuc_range {
+    uint64_t iova, size; /* bytes */
+} vfuc_range_t;
+
+/*
+ * Logging begins, with pages of page_size bytes (a power of two). ranges are a hint, up to 4096;
+ * servers may log everything.
+ */
+int vfuc_dirty_start(vfuc_t *client, uint64_t page_size, const vfuc_range_t *ranges,
+                     uint32_t nr_ranges);
+int vfuc_dirty_stop(vfuc_t *client);
+
+/* Bytes of the bitmap for size bytes of memory: whole 64-bit words. 0: page_size is wrong. */
+uint64_t vfuc_dirty_bitmap_size(uint64_t size, uint64_t page_size);
+
+/*
+ * Reads the pages written to since the last report, and clears them there. Bit n is page n from
+ * iova on, least significant first. The range begins where a mapping does and lies within it.
+ * ENOENT: not mapped. EMSGSIZE: the bitmap is larger than a message.
+ */
+int vfuc_dirty_report(vfuc_t *client, uint64_t iova, uint64_t size, uint64_t page_size,
+                      void *bitmap, uint64_t bitmap_size);
+
+/* vfuc_dma_unmap(), and the last report for that mapping. */
+int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t page_size,
+                         void *bitmap, uint64_t bitmap_size);
 
 /*
  * Any command: request is what follows the header, and up to reply_size bytes of what follows the
