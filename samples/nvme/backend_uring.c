@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "backend_file.h"
+#include "backend_internal.h"
+
+#include <stdio.h>
+
+#ifdef HAVE_LIBURING
+
+#include <errno.h>
+#include <liburing.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    MIN_DEPTH = 8,
+    MAX_DEPTH = 4096,
+    BATCH = 32
+};
+
+struct uring_queue {
+    struct backend_queue base;
+    struct io_uring ring;
+    unsigned in_flight;     /* in the ring: submitted or not yet */
+    unsigned max_in_flight; /* what the completion ring holds: it cannot overflow */
+    /* Waiting for room in the ring, linked by FILE_NEXT. */
+    struct backend_io *first_waiting;
+    struct backend_io *last_waiting;
+};
+
+static void prepare(struct io_uring_sqe *sqe, struct backend_io *io)
+{
+    struct file_step step;
+
+    file_step(io, &step);
+    switch (step.call) {
+    case FILE_READV:
+        io_uring_prep_readv2(sqe, step.fd, step.iov, step.nr_iov, step.offset, step.flags);
+        break;
+    case FILE_WRITEV:
+        io_uring_prep_writev2(sqe, step.fd, step.iov, step.nr_iov, step.offset, step.flags);
+        break;
+    case FILE_FDATASYNC:
+        io_uring_prep_fsync(sqe, step.fd, IORING_FSYNC_DATASYNC);
+        break;
+    case FILE_FALLOCATE:
+        io_uring_prep_fallocate(sqe, step.fd, step.flags, (off_t)step.offset, (off_t)step.len);
+        break;
+    }
+    io_uring_sqe_set_data(sqe, io);
+}
+
+/* Everything that is in the submission ring to the kernel. */
+static void flush(struct uring_queue *queue)
+{
+    unsigned ready;
+
+    while ((ready = io_uring_sq_ready(&queue->ring)) > 0) {
+        int ret = io_uring_submit(&queue->ring);
+
+        if (ret >= 0 || ret == -EINTR) {
+            continue;
+        }
+        /* Short of memory: what is under way gives some back, and brings the caller here again. */
+        if (queue->in_flight > ready) {
+            return;
+        }
+        sched_yield();
+    }
+}
+
+/* False: there is no room in the ring. */
+static bool put(struct uring_queue *queue, struct backend_io *io)
+{
+    struct io_uring_sqe *sqe;
+
+    if (queue->in_flight == queue->max_in_flight) {
+        return false;
+    }
+    sqe = io_uring_get_sqe(&queue->ring);
+    if (sqe == NULL) {
+        flush(queue);
+        sqe = io_uring_get_sqe(&queue->ring);
+    }
+    if (sqe == NULL) {
+        return false;
+    }
+    prepare(sqe, io);
+    queue->in_flight++;
+    return true;
+}
+
+static void uring_start(struct backend_queue *base, struct backend_io *io)
+{
+    struct uring_queue *queue = (struct uring_queue *)base;
+
+    if (queue->first_waiting == NULL && put(queue, io)) {
+        return;
+    }
+    io->priv[FILE_NEXT] = 0;
+    if (queue->first_waiting == NULL) {
+        queue->first_waiting = io;
+    } else {
+        queue->last_waiting->priv[FILE_NEXT] = (uintptr_t)io;
+    }
+    queue->last_waiting = io;
+}
+
+static void start_waiting(struct uring_queue *queue)
+{
+    while (queue->first_waiting != NULL && put(queue, queue->first_waiting)) {
+        queue->first_waiting =
+            (struct backend_io *)(uintptr_t)queue->first_waiting->priv[FILE_NEXT];
+    }
+}
+
+/* Takes one completion. Returns whether its I/O has ended. */
+static bool complete(struct uring_queue *queue, struct backend_io *io, int result)
+{
+    int error;
+
+    queue->in_flight--;
+    if (!file_result(io, result, &error)) {
+        uring_start(&queue->base, io);
+        return false;
+    }
+    file_end(io, error);
+    return true;
+}
+
+static int uring_poll(struct backend_queue *base)
+{
+    struct uring_queue *queue = (struct uring_queue *)base;
+    struct io_uring_cqe *cqes[BATCH];
+    int ended = 0;
+    unsigned count;
+
+    flush(queue);
+    do {
+        struct {
+            struct backend_io *io;
+            int result;
+        } done[BATCH];
+
+        count = io_uring_peek_batch_cqe(&queue->ring, cqes, BATCH);
+        for (unsigned i = 0; i < count; i++) {
+            done[i].io = io_uring_cqe_get_data(cqes[i]);
+            done[i].result = cqes[i]->res;
+        }
+        /* Before anything is submitted again: a completion needs room. */
+        io_uring_cq_advance(&queue->ring, count);
+        for (unsigned i = 0; i < count; i++) {
+            ended += complete(queue, done[i].io, done[i].result);
+        }
+        start_waiting(queue);
+    } while (count == BATCH);
+    /* What the callbacks submitted: the caller may go to sleep now. */
+    flush(queue);
+    return ended;
+}
+
+static int uring_fd(const struct backend_queue *base)
+{
+    return ((const struct uring_queue *)base)->ring.ring_fd;
+}
+
+static void uring_destroy(struct backend_queue *base)
+{
+    struct uring_queue *queue = (struct uring_queue *)base;
+
+    io_uring_queue_exit(&queue->ring);
+    free(queue);
+}
+
+static const struct backend_engine uring_engine = {
+    .start = uring_start,
+    .poll = uring_poll,
+    .fd = uring_fd,
+    .destroy = uring_destroy,
+};
+
+static int init_ring(struct io_uring *ring, unsigned depth)
+{
+    struct io_uring_params params = { .flags = IORING_SETUP_CLAMP | IORING_SETUP_COOP_TASKRUN |
+                                               IORING_SETUP_TASKRUN_FLAG };
+    int ret = io_uring_queue_init_params(depth, ring, &params);
+
+    if (ret == -EINVAL) { /* before Linux 5.19 */
+        params = (struct io_uring_params){ .flags = IORING_SETUP_CLAMP };
+        ret = io_uring_queue_init_params(depth, ring, &params);
+    }
+    return ret;
+}
+
+struct backend_queue *backend_queue_uring(unsigned depth, char *why, size_t why_len)
+{
+    struct uring_queue *queue = calloc(1, sizeof(*queue));
+    int ret;
+
+    if (queue == NULL) {
+        snprintf(why, why_len, "no memory for a queue");
+        return NULL;
+    }
+    depth = depth < MIN_DEPTH ? MIN_DEPTH : depth > MAX_DEPTH ? MAX_DEPTH : depth;
+    ret = init_ring(&queue->ring, depth);
+    if (ret < 0) {
+        /* EPERM: containers, seccomp, kernel.io_uring_disabled. ENOSYS: not in this kernel. */
+        snprintf(why, why_len, "io_uring is refused (%s): files are served by blocking calls",
+                 strerror(-ret));
+        free(queue);
+        return NULL;
+    }
+    queue->base.engine = &uring_engine;
+    queue->max_in_flight = *queue->ring.cq.kring_entries;
+    return &queue->base;
+}
+
+#else
+
+struct backend_queue *backend_queue_uring(unsigned depth, char *why, size_t why_len)
+{
+    (void)depth;
+    snprintf(why, why_len, "built without liburing: files are served by blocking calls");
+    return NULL;
+}
+
+#endif
