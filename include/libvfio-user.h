@@ -10,6 +10,12 @@
  *   and vfu_device_quiesced(); every callback of the device runs on it. Set-up functions belong to
  *   it as well. Several contexts may be served by several threads. What other threads may call too
  *   says so.
+ * - A call at the wrong moment fails and changes nothing. vfu_attach_ctx(), vfu_run_ctx() and
+ *   vfu_device_quiesced() give EDEADLK inside a callback, where vfu_destroy_ctx() is logged and
+ *   ignored; vfu_run_ctx() gives EINVAL before vfu_realize_ctx(), ENOTCONN without a client and
+ *   EBUSY while the device quiesces; DMA functions give EINVAL before vfu_setup_device_dma(), and
+ *   ENOENT or ESTALE for memory that was unmapped meanwhile; vfu_irq_trigger() gives EINVAL before
+ *   vfu_realize_ctx() and ENOENT without a client.
  * - The context must not be NULL, except for vfu_destroy_ctx().
  * - loff_t needs GNU mode: -std=gnu11, -std=gnu99 or _GNU_SOURCE.
  */
@@ -121,7 +127,7 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * ETIMEDOUT: the client connected and did not speak within ten seconds. EINTR: a signal.
  * EINVAL: a client is attached already, or this one's version message was refused.
  * ECONNRESET, ENOMSG: the client went away. EFAULT: it sent descriptors with the version message.
- * EMFILE, ENOMEM, and others of accept(2).
+ * EMFILE, ENOMEM, and others of accept(2). EDEADLK: inside a callback.
  *
  * Control thread. vfio-user protocol, VERSION.
  */
@@ -137,7 +143,7 @@ int vfu_attach_ctx(vfu_ctx_t *vfu_ctx);
  * EBUSY: the device was asked to quiesce and has not finished; call again after
  *   vfu_device_quiesced().
  * ENOTCONN: no client, or it went away: the context has been reset, vfu_attach_ctx() may follow.
- * EINTR: a signal came while waiting.
+ * EINTR: a signal came while waiting. EDEADLK: inside a callback.
  * Others: what the quiesce callback failed with when the connection was lost.
  *
  * Control thread, outside callbacks.
@@ -340,7 +346,7 @@ void vfu_setup_device_quiesce_cb(vfu_ctx_t *vfu_ctx, vfu_device_quiesce_cb_t *qu
  * @quiesce_errno: 0, or the errno that the request fails with.
  *
  * Returns 0, or -1 with errno:
- * EINVAL: no quiesce callback, or nothing waits for it.
+ * EINVAL: no quiesce callback, or nothing waits for it. EDEADLK: inside a callback.
  * Others of sending the reply.
  *
  * Control thread, outside callbacks.
@@ -436,8 +442,9 @@ int vfu_addr_to_sgl(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, size_t len, dma
  * @flags: 0.
  *
  * Returns 0, or -1 with errno:
- * EINVAL: an entry that is not valid. EFAULT: a region that is not mapped into this process; use
- * vfu_sgl_read() and vfu_sgl_write() there.
+ * EINVAL: an entry that is not valid, or flags. ESTALE: what an entry names was unmapped since.
+ * EFAULT: a region that is not mapped into this process (use vfu_sgl_read() and vfu_sgl_write()
+ * there), or whose file the client truncated.
  *
  * Any thread, as vfu_addr_to_sgl().
  */
@@ -473,15 +480,15 @@ void vfu_sgl_put(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cn
  * The name is also a macro that counts arguments: with four, the form of older releases,
  * vfu_sgl_read_v0() is called. See vfu_setup_device_dma().
  *
- * @sg: the entry.
- * @sg_cnt: 1.
- * @data: receives the bytes; as many as the entry has.
+ * @sg: entries; messages for all of them are under way together.
+ * @sg_cnt: number of entries.
+ * @data: receives the bytes; as many as the entries have.
  * @flags: 0 or VFU_SGL_DIRECT_ACCESS.
  *
- * Returns 0, or -1 with errno:
- * EINVAL: unknown flag; entry not valid; a reply that does not fit the request.
- * ENOTSUP: sg_cnt is not 1. EIO: the file could not be read.
- * ENOTCONN: the client is gone. EPROTO: reply with a wrong id. ETIMEDOUT: no reply in time. ENOMEM.
+ * Returns 0, or -1 with errno; what a failed call transferred is undefined:
+ * EINVAL: unknown flag; entry not valid; a reply that does not fit the request; no DMA.
+ * ESTALE: what an entry names was unmapped since. EFAULT: the client truncated the file.
+ * EIO: the file could not be read. ENOTCONN: the client is gone. ETIMEDOUT: no reply in time.
  * Any other: the client's own error.
  *
  * Any thread, as vfu_addr_to_sgl(). vfio-user protocol, DMA_READ.
@@ -601,6 +608,17 @@ int vfu_setup_irq_state_callback(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type,
  * Any thread.
  */
 int vfu_irq_trigger(vfu_ctx_t *vfu_ctx, uint32_t subindex);
+
+/*
+ * Raises an interrupt of any type: the only way to those of ERR (an unrecoverable error of the
+ * device) and REQ (the device wants the client to let go of it).
+ *
+ * @type: interrupt type; INTx, MSI and MSI-X share their table, as for vfu_irq_trigger().
+ * @subindex: number of the interrupt, below the count of its type.
+ *
+ * Returns as vfu_irq_trigger() does; EINVAL also: unknown type. Any thread.
+ */
+int vfu_irq_trigger_type(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type, uint32_t subindex);
 
 /*
  * Migration

@@ -85,9 +85,26 @@ vfu_ctx_t *vfu_create_ctx(vfu_trans_t trans, const char *path, int flags, void *
     return ctx;
 }
 
+/* 0, or -EDEADLK inside a callback: what the callback is part of has not ended. */
+static int enter(struct vfu_ctx *ctx, const char *function)
+{
+    if (ctx->entered > 0) {
+        log_err(&ctx->log, "%s was called from inside a callback", function);
+        return -EDEADLK;
+    }
+    ctx->entered++;
+    return 0;
+}
+
+static int leave(struct vfu_ctx *ctx, int result)
+{
+    ctx->entered--;
+    return api_result(result);
+}
+
 void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
 {
-    if (vfu_ctx == NULL) {
+    if (vfu_ctx == NULL || enter(vfu_ctx, __func__) < 0) {
         return;
     }
     if (vfu_ctx->quiesce.request != NULL) {
@@ -131,7 +148,9 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
 
 int vfu_attach_ctx(vfu_ctx_t *vfu_ctx)
 {
-    return api_result(device_attach(vfu_ctx));
+    int err = enter(vfu_ctx, __func__);
+
+    return err < 0 ? api_result(err) : leave(vfu_ctx, device_attach(vfu_ctx));
 }
 
 int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx)
@@ -141,12 +160,16 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx)
 
 int vfu_run_ctx(vfu_ctx_t *vfu_ctx)
 {
-    return api_result(device_run(vfu_ctx));
+    int err = enter(vfu_ctx, __func__);
+
+    return err < 0 ? api_result(err) : leave(vfu_ctx, device_run(vfu_ctx));
 }
 
 int vfu_device_quiesced(vfu_ctx_t *vfu_ctx, int quiesce_errno)
 {
-    return api_result(quiesce_done(vfu_ctx, quiesce_errno));
+    int err = quiesce_awaited(vfu_ctx) ? enter(vfu_ctx, __func__) : -EINVAL;
+
+    return err < 0 ? api_result(err) : leave(vfu_ctx, quiesce_done(vfu_ctx, quiesce_errno));
 }
 
 void *vfu_get_private(vfu_ctx_t *vfu_ctx)

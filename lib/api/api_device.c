@@ -72,3 +72,8 @@ int vfu_irq_trigger(vfu_ctx_t *vfu_ctx, uint32_t subindex)
 {
     return api_result(irq_trigger(&vfu_ctx->irqs, subindex));
 }
+
+int vfu_irq_trigger_type(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type, uint32_t subindex)
+{
+    return api_result(irq_trigger_type(&vfu_ctx->irqs, type, subindex));
+}

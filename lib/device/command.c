@@ -72,9 +72,8 @@ static bool needs_quiesce(struct vfu_ctx *ctx, const struct request *req)
     }
 }
 
-static int dispatch(void *owner, struct request *req)
+static int dispatch_allowed(struct vfu_ctx *ctx, struct request *req)
 {
-    struct vfu_ctx *ctx = owner;
     int r;
 
     if (req->hdr.cmd >= sizeof(handlers) / sizeof(handlers[0]) ||
@@ -95,6 +94,17 @@ static int dispatch(void *owner, struct request *req)
         }
     }
     return handlers[req->hdr.cmd](ctx, req);
+}
+
+static int dispatch(void *owner, struct request *req)
+{
+    struct vfu_ctx *ctx = owner;
+    int r;
+
+    ctx->entered++;
+    r = dispatch_allowed(ctx, req);
+    ctx->entered--;
+    return r;
 }
 
 const struct session_ops device_session_ops = {

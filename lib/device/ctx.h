@@ -28,6 +28,7 @@ struct vfu_ctx {
     void *pvt;
     bool nonblocking;
     bool realized;
+    unsigned entered; /* calls under way that run callbacks; a callback must not make another */
 
     struct transport tran;
     struct session session;

@@ -82,13 +82,15 @@ static void resume_request(struct vfu_ctx *ctx, int err)
     }
 }
 
+bool quiesce_awaited(const struct vfu_ctx *ctx)
+{
+    return ctx->quiesce.cb != NULL && ctx->quiesce.pending != QUIESCE_NOTHING;
+}
+
 int quiesce_done(struct vfu_ctx *ctx, int err)
 {
     enum quiesce_for pending = ctx->quiesce.pending;
 
-    if (ctx->quiesce.cb == NULL || pending == QUIESCE_NOTHING) {
-        return -EINVAL;
-    }
     ctx->quiesce.pending = QUIESCE_NOTHING;
     if (pending == QUIESCE_REQUEST) {
         resume_request(ctx, err);

@@ -31,7 +31,10 @@ int quiesce_for_request(struct vfu_ctx *ctx, struct request *req);
 /* 0: go on. -EBUSY: put off. Otherwise the device's -errno. */
 int quiesce_for_loss(struct vfu_ctx *ctx);
 
-/* The device's late answer: err is 0 or a positive errno. 0 or -EINVAL. */
+/* Whether something is put off until the device's late answer. */
+bool quiesce_awaited(const struct vfu_ctx *ctx);
+
+/* That answer: err is 0 or a positive errno. Returns 0. */
 int quiesce_done(struct vfu_ctx *ctx, int err);
 
 #endif /* VFU_DEVICE_QUIESCE_H */
