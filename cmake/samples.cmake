@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Samples and tools. A file samples/<name>.c, or all C files of a folder samples/<name>/, make one
-# executable.
+# executable; samples/common/ is what they share.
 
 # Samples that drive a device themselves, with the client library.
 set(VFU_SAMPLES_WITH_CLIENT edu-demo)
@@ -16,7 +16,12 @@ if(LIBURING_FOUND)
     target_compile_definitions(nvme-backend PRIVATE HAVE_LIBURING)
 endif()
 
+vfu_glob(common_sources samples/common/*.c)
+add_library(sample-common STATIC ${common_sources})
+target_link_libraries(sample-common PUBLIC vfio-user Threads::Threads)
+
 vfu_glob(sample_paths samples/*)
+list(FILTER sample_paths EXCLUDE REGEX "/common$")
 foreach(path IN LISTS sample_paths)
     get_filename_component(sample ${path} NAME_WE)
     if(IS_DIRECTORY ${path})
@@ -35,7 +40,7 @@ foreach(path IN LISTS sample_paths)
     set_target_properties(sample-${sample} PROPERTIES
         OUTPUT_NAME ${sample}
         RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/samples)
-    target_link_libraries(sample-${sample} PRIVATE vfio-user Threads::Threads)
+    target_link_libraries(sample-${sample} PRIVATE sample-common)
     if(VFU_HAVE_CLIENT AND sample IN_LIST VFU_SAMPLES_WITH_CLIENT)
         target_link_libraries(sample-${sample} PRIVATE vfio-user-client)
     endif()

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What every sample that is a service does in the same way: a context on a socket, log lines, and
+ * the end by a signal.
+ */
+
+#ifndef SERVICE_H
+#define SERVICE_H
+
+#include "libvfio-user.h"
+
+/*
+ * vfu_create_ctx() on a socket. Returns the context, or NULL with errno after having said on standard
+ * error what is wrong and what to do about it.
+ */
+vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void *pvt);
+
+/* Prints a log line on standard error. */
+void service_print_log(const char *program, int level, const char *msg);
+
+/*
+ * A descriptor that is readable when SIGTERM or SIGINT has come. Both are blocked from now on, in
+ * this thread and those that it starts. Returns -1 with errno.
+ */
+int service_open_signals(void);
+
+#endif /* SERVICE_H */
