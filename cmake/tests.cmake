@@ -74,6 +74,12 @@ if(VFU_HAVE_CLIENT)
     vfu_symbol_test(abi/client-symbols vfio-user-client ${VFU_CLIENT_MAP}
         /dev/null client/include/*.h)
 endif()
+
+find_program(MESON meson)
+if(MESON AND NOT VFU_SANITIZE)
+    add_test(NAME abi/meson COMMAND ${PROJECT_SOURCE_DIR}/test/abi/check-meson
+        ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/samples/null.c)
+endif()
 set_target_properties(abi-cxx PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/abi)
 
