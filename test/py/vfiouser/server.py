@@ -27,14 +27,15 @@ class Server:
     is set. The standard error stream is kept, for reports of sanitizers and for failing tests.
     """
 
-    def __init__(self, binary, *args):
+    def __init__(self, binary, *args, stdin=None):
         self.directory = tempfile.TemporaryDirectory(prefix="vfu-test-")
         self.path = os.path.join(self.directory.name, "socket")
         self.log = tempfile.TemporaryFile()
         self.clients = []
         command = [*shlex.split(os.environ.get("VFU_WRAPPER", "")), str(binary),
                    "--socket", self.path, *args]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE,
+                                        stderr=self.log)
         try:
             self._wait_ready()
         except BaseException:
@@ -43,13 +44,18 @@ class Server:
         self.idle_fds = self.fds()
 
     def _wait_ready(self):
+        line = self.read_line()
+        assert line.endswith(f"listening on {self.path}"), line
+
+    def read_line(self):
+        """The next line of its standard output."""
         line = b""
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([self.process.stdout], [], [], START_TIMEOUT)
             part = os.read(self.process.stdout.fileno(), 1) if ready else b""
-            assert part, f"the server is not ready: {line!r}\n{self.stderr()}"
+            assert part, f"no line comes from the server: {line!r}\n{self.stderr()}"
             line += part
-        assert line.rstrip().endswith(f"listening on {self.path}".encode()), line
+        return line.decode().rstrip()
 
     def stderr(self):
         self.log.seek(0)
