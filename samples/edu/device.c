@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "device.h"
 
+#include "../common/service.h"
+
 #include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -20,11 +22,8 @@
 
 static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
 {
-    static const char *const names[] = { "emergency", "alert",  "critical", "error",
-                                         "warning",   "notice", "info",     "debug" };
-
     (void)ctx;
-    fprintf(stderr, "edu: %s: %s\n", names[level], msg);
+    service_print_log("edu", level, msg);
 }
 
 static void edu_vlog(void *owner, int level, const char *fmt, va_list ap)

@@ -1,104 +1,33 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server.h"
+#include "../common/service.h"
 #include "device.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 /*
  * Start
  */
-
-/* Is there somebody behind the socket that is in the way? */
-static bool socket_answers(const char *path)
-{
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    bool answers;
-
-    if (fd < 0) {
-        return false;
-    }
-    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
-    /* EAGAIN: its queue of clients is full. */
-    answers = connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0 || errno == EAGAIN;
-    close(fd);
-    return answers;
-}
-
-static const char *explain_path_in_use(const char *path)
-{
-    struct stat st;
-
-    if (lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
-        return "a file that is no socket is there: choose another --socket";
-    }
-    if (socket_answers(path)) {
-        return "another server lives there: stop it, or choose another --socket";
-    }
-    return "nobody lives there, the socket was left behind: remove it and try again";
-}
-
-static const struct {
-    int err;
-    const char *advice;
-} path_errors[] = {
-    { ENAMETOOLONG, "a socket's path has 107 bytes at most: choose a shorter one" },
-    { ENOENT, "create its directory first" },
-    { ENOTDIR, "a part of the path is no directory: choose another --socket" },
-    { EACCES, "its directory is not yours to write: choose another --socket" },
-};
-
-static void explain_socket_error(const char *path, int err)
-{
-    fprintf(stderr, "edu: cannot listen on %s: %s\n", path, strerror(err));
-    if (err == EADDRINUSE) {
-        fprintf(stderr, "edu: %s\n", explain_path_in_use(path));
-    }
-    for (size_t i = 0; i < sizeof(path_errors) / sizeof(path_errors[0]); i++) {
-        if (path_errors[i].err == err) {
-            fprintf(stderr, "edu: %s\n", path_errors[i].advice);
-        }
-    }
-}
-
-static int open_signals(struct server *server)
-{
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    /* Before the workers start: they inherit it. */
-    if (sigprocmask(SIG_BLOCK, &set, NULL) != 0) {
-        return -errno;
-    }
-    server->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    return server->signal_fd < 0 ? -errno : 0;
-}
 
 int server_start(struct server *server, const struct server_options *options)
 {
     int err;
 
     *server = (struct server){ .signal_fd = -1 };
-    err = open_signals(server);
-    if (err != 0) {
+    /* Before the workers start: they inherit what it blocks. */
+    server->signal_fd = service_open_signals();
+    if (server->signal_fd < 0) {
+        err = -errno;
         fprintf(stderr, "edu: cannot wait for signals: %s\n", strerror(-err));
         return err;
     }
-    server->ctx = vfu_create_ctx(VFU_TRANS_SOCK, options->socket_path, LIBVFIO_USER_FLAG_ATTACH_NB,
-                                 server, VFU_DEV_TYPE_PCI);
+    server->ctx = service_listen("edu", options->socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, server);
     if (server->ctx == NULL) {
         err = -errno;
-        explain_socket_error(options->socket_path, -err);
         close(server->signal_fd);
         return err;
     }
