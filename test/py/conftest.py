@@ -13,6 +13,8 @@ from vfiouser.server import Server
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("VFU_BUILD", ROOT / "build"))
 
+pytest_plugins = ["vfiouser.api.fixtures"]
+
 
 def sample(name):
     return built("samples", name)
@@ -24,6 +26,11 @@ def built(directory, name):
         pytest.fail(f"{path} is missing: build it, or set VFU_BUILD to the build directory",
                     pytrace=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def library_path():
+    return built("lib", "libvfio-user.so.0")
 
 
 @pytest.fixture(scope="session")
