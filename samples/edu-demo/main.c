@@ -6,7 +6,7 @@
 
 #include "checks.h"
 #include "iommu.h"
-#include "process.h"
+#include "../common/process.h"
 
 #include <errno.h>
 #include <limits.h>
