@@ -66,6 +66,15 @@ struct vfuc {
     uint8_t *buf; /* the receiver's, for one message */
 };
 
+/*
+ * A part of the machine that answers commands of the server instead of the client. On the receiver
+ * thread. Returns false for one that is not its business.
+ */
+struct vfuc_unit {
+    bool (*command)(struct vfuc_unit *unit, struct vfuc *client, const struct vfio_user_header *hdr,
+                    uint8_t *payload, size_t len);
+};
+
 void client_log(struct vfuc *client, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Marks the connection unusable, and ends every command. */

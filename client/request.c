@@ -279,6 +279,10 @@ static void handle_command(struct vfuc *client, const struct vfio_user_header *h
 {
     bool plain = !(hdr->flags & (VFIO_USER_F_PASID | VFIO_USER_F_TRANSLATED));
 
+    if (client->options.unit != NULL &&
+        client->options.unit->command(client->options.unit, client, hdr, payload, len)) {
+        return;
+    }
     if (plain && (hdr->cmd == VFIO_USER_DMA_READ || hdr->cmd == VFIO_USER_DMA_WRITE)) {
         client_serve_dma(client, hdr, payload, len);
     } else if (client->options.command != NULL) {

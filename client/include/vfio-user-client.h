@@ -35,6 +35,9 @@ typedef struct vfuc_iommu_proposal {
     uint32_t pri_max_requests;
 } vfuc_iommu_proposal_t;
 
+/* Answers for a machine: what vfuc_iommu_connect() puts into the options. */
+struct vfuc_unit;
+
 typedef struct vfuc_options {
     uint32_t timeout_ms; /* for a reply; 0: 10000 */
     uint32_t max_data_xfer_size; /* of the server's DMA messages, in bytes; 0: 1 MiB */
@@ -53,6 +56,7 @@ typedef struct vfuc_options {
      * dirty pages. On the receiver thread, when the bytes are there.
      */
     void (*written)(void *pvt, uint64_t iova, uint64_t len);
+    struct vfuc_unit *unit; /* NULL: none */
 } vfuc_options_t;
 
 /* What was agreed on. */
