@@ -7,6 +7,7 @@ import pytest
 from vfiouser import software_iommu as iommu
 from vfiouser.client import CAPABILITIES
 from vfiouser.edu import Edu
+from vfiouser.nvme import Namespace, Nvme
 from vfiouser.probe import Probe
 from vfiouser.server import Server
 
@@ -107,3 +108,53 @@ def iommu_on(probe):
     """The probe with guest memory registered, and PASID, ATS and PRI on."""
     probe.enable()
     return probe
+
+
+@pytest.fixture
+def start_nvme(connected_fds):
+    """Starts nvme servers, which must end as the others do, unless the test has killed them."""
+    servers = []
+
+    def start(*args):
+        server = Server(sample("nvme"), *args, socket_option=None)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.stopped:
+            continue
+        try:
+            server.check(connected_fds)
+        except BaseException:
+            print(server.stderr())
+            server.kill()
+            raise
+        server.stop()
+
+
+@pytest.fixture
+def nvme_server(start_nvme, request):
+    """An nvme server with the arguments of @pytest.mark.nvme_args, by default with 64 MiB."""
+    marker = request.node.get_closest_marker("nvme_args")
+    return start_nvme(*(marker.args if marker else ("--namespace", "memory=64M")))
+
+
+@pytest.fixture
+def nvme(nvme_server):
+    """The controller, not yet enabled."""
+    controller = Nvme(nvme_server.client())
+    yield controller
+    controller.close_events()
+
+
+@pytest.fixture
+def sq(nvme):
+    """The first I/O queue of a running controller, polled."""
+    return nvme.start_io()
+
+
+@pytest.fixture
+def disk(nvme, sq):
+    """Namespace 1 through that queue."""
+    return Namespace(nvme, sq)

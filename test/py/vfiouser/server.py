@@ -33,7 +33,7 @@ class Server:
         self.log = tempfile.TemporaryFile()
         self.clients = []
         command = [*shlex.split(os.environ.get("VFU_WRAPPER", "")), str(binary),
-                   "--socket", self.path, *args]
+                   *([socket_option] if socket_option else []), self.path, *args]
         self.process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE,
                                         stderr=self.log)
         try:
