@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Interrupts through the C interface: counts, triggers, masks, and SET_IRQS as the device sees it."""
+
+import errno
+import os
+import socket
+import struct
+import threading
+
+import pytest
+
+from vfiouser import wire
+from vfiouser.api import abi
+from vfiouser.api.fixtures import fails
+from vfiouser.wire import (ACTION_MASK, ACTION_TRIGGER, ACTION_UNMASK, CONFIG, DATA_BOOL,
+                           DATA_EVENTFD, DATA_NONE, ERR, INTX, MSI, MSIX, REQ, Cmd)
+
+SET_FDS = DATA_EVENTFD | ACTION_TRIGGER
+MSIX_CAP = 0x11
+
+
+@pytest.fixture
+def events():
+    fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(4)]
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def count(fd):
+    """How many times it was signalled since the last look."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+@pytest.fixture
+def client(workshop, device):
+    """Of a device with 1 INTx, 2 MSI and 4 MSI-X."""
+    for irq_type, number in ((INTX, 1), (MSI, 2), (MSIX, 4)):
+        device.setup_irqs(irq_type, number)
+    return workshop.attach(device)
+
+
+def trigger(device, index):
+    return device.lib.vfu_irq_trigger(device.ctx, index)
+
+
+# Set-up
+
+
+@pytest.mark.parametrize("irq_type", [5, 99, -1])
+def test_unknown_type(device, irq_type):
+    with fails(errno.EINVAL):
+        device.setup_irqs(irq_type, 1)
+    with fails(errno.EINVAL):
+        device.setup_irq_state(irq_type, lambda *_: None)
+
+
+def test_counts(workshop, device):
+    client = workshop.attach(device)
+    assert [client.irq_info(i).count for i in range(5)] == [0, 0, 0, 1, 1]
+    device = workshop.device()
+    for irq_type in range(5):
+        assert device.setup_irqs(irq_type, 10 * irq_type) == 0
+    device.setup_irqs(MSI, 32)
+    client = workshop.attach(device)
+    for irq_type, number in enumerate((0, 32, 20, 30, 40)):
+        info = client.irq_info(irq_type)
+        assert (info.argsz, info.flags, info.index, info.count) == (16, 1, irq_type, number)
+
+
+def test_counts_are_fixed_by_realize(device):
+    device.realize()
+    with fails(errno.EBUSY):
+        device.setup_irqs(MSI, 1)
+    with fails(errno.EINVAL):
+        device.setup_irqs(5, 1)
+
+
+@pytest.mark.parametrize("number, pin", [(0, 0), (1, 1), (2, 1)])
+def test_interrupt_pin(device, number, pin):
+    device.setup_irqs(INTX, number)
+    device.realize()
+    assert device.config[0x3D] == pin
+
+
+# vfu_irq_trigger
+
+
+def test_trigger_before_realize(device):
+    device.setup_irqs(INTX, 1)
+    with fails(errno.EINVAL):
+        trigger(device, 0)
+
+
+def test_trigger_errors(device, client):
+    assert client
+    with fails(errno.ENOENT):
+        trigger(device, 0)
+    with fails(errno.ENOENT):
+        trigger(device, 3)
+    for index in (4, 5, 0xFFFFFFFF):
+        with fails(errno.EINVAL):
+            trigger(device, index)
+
+
+@pytest.mark.parametrize("irq_type, number", [(INTX, 1), (MSI, 2), (MSIX, 4)])
+def test_trigger(device, client, events, irq_type, number):
+    client.set_irqs(irq_type, SET_FDS, 0, number, fds=events[:number])
+    for index in range(number):
+        for _ in range(index + 1):
+            assert trigger(device, index) == 0
+    assert [count(fd) for fd in events[:number]] == list(range(1, number + 1))
+
+
+def test_types_share_the_table(device, client, events):
+    client.set_irqs(MSIX, SET_FDS, 0, 2, fds=events[:2])
+    client.set_irqs(INTX, SET_FDS, fds=events[2:3])
+    trigger(device, 0)
+    trigger(device, 1)
+    assert [count(fd) for fd in events[:3]] == [0, 1, 1]
+
+
+def test_err_and_req_are_not_triggered(device, client, events):
+    for index, irq_type in enumerate((ERR, REQ)):
+        client.set_irqs(irq_type, SET_FDS, fds=[events[index]])
+    with fails(errno.ENOENT):
+        trigger(device, 0)
+    assert [count(fd) for fd in events[:2]] == [0, 0]
+
+
+def test_trigger_a_full_eventfd(device, client, events):
+    os.eventfd_write(events[0], (1 << 64) - 2)
+    client.set_irqs(MSI, SET_FDS, fds=events[:1])
+    with fails(errno.EAGAIN):
+        trigger(device, 0)
+
+
+def test_trigger_from_threads(device, client, events):
+    client.set_irqs(MSIX, SET_FDS, 0, 4, fds=events)
+    threads = [threading.Thread(target=lambda: [trigger(device, i % 4) for i in range(100)])
+               for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [count(fd) for fd in events] == [75] * 4
+
+
+def test_lost_connection_takes_the_eventfds(workshop, device, client, events):
+    client.set_irqs(INTX, SET_FDS, fds=events[:1])
+    client.close()
+    with fails(errno.ENOTCONN):
+        device.run()
+    with fails(errno.ENOENT):
+        trigger(device, 0)
+    workshop.attach(device)
+    with fails(errno.ENOENT):
+        trigger(device, 0)
+
+
+# State callbacks and masks
+
+
+@pytest.mark.parametrize("irq_type, start, number", [(INTX, 0, 1), (MSI, 1, 1), (MSIX, 1, 3)])
+def test_state_callback(device, client, irq_type, start, number):
+    for other in (INTX, MSI, MSIX, ERR, REQ):
+        device.setup_irq_state(other, device.record(other))
+    client.set_irqs(irq_type, DATA_NONE | ACTION_MASK, start, number)
+    client.set_irqs(irq_type, DATA_NONE | ACTION_UNMASK, start, number)
+    client.set_irqs(irq_type, DATA_BOOL | ACTION_MASK, start, number, bytes([1] * number))
+    client.set_irqs(irq_type, DATA_NONE | ACTION_TRIGGER, start, number)
+    assert device.events == [(irq_type, start, number, mask) for mask in (True, False, True)]
+
+
+def test_state_callback_removed(device, client):
+    device.setup_irq_state(MSI, device.record("state"))
+    device.setup_irq_state(MSI, None)
+    client.set_irqs(MSI, DATA_NONE | ACTION_MASK)
+    assert not device.events
+
+
+def test_mask_holds_back(device, client, events):
+    client.set_irqs(MSI, SET_FDS, 0, 2, fds=events[:2])
+    client.set_irqs(MSI, DATA_NONE | ACTION_MASK, 1)
+    for _ in range(3):
+        trigger(device, 0)
+        trigger(device, 1)
+    assert [count(fd) for fd in events[:2]] == [3, 0]
+    client.set_irqs(MSI, DATA_NONE | ACTION_UNMASK, 1)
+    assert count(events[1]) == 1, "one, however many were held back"
+    trigger(device, 1)
+    assert count(events[1]) == 1
+
+
+@pytest.fixture
+def msix(workshop, device):
+    """A device whose table of 4 vectors lies in BAR 4, and their pending bits at 0x800."""
+    device.pci_init()
+    device.add_capability(struct.pack("<BBHII", MSIX_CAP, 0, 3, 4, 0x800 | 4))
+    device.setup_region(4, 0x1000, None, abi.RW | abi.MEM)
+    device.setup_irqs(MSIX, 4)
+    return workshop.attach(device)
+
+
+def test_msix_table(device, msix, events):
+    msix.set_irqs(MSIX, SET_FDS, 0, 4, fds=events)
+    assert msix.read_int(4, 12) == 1, "masked after reset"
+    msix.region_write(4, 16, struct.pack("<QII", 0xFEE00000, 0x4041, 1))
+    assert msix.region_read(4, 16, 16) == struct.pack("<QII", 0xFEE00000, 0x4041, 1)
+    trigger(device, 1)
+    assert count(events[1]) == 0
+    assert msix.read_int(4, 0x800, 8) == 2
+    msix.write_int(4, 0x800, 0, 8)
+    assert msix.read_int(4, 0x800, 8) == 2, "pending bits are read-only"
+    msix.write_int(4, 28, 0)
+    assert count(events[1]) == 1
+    assert msix.read_int(4, 0x800, 8) == 0
+
+
+def test_msix_function_mask(device, msix, events):
+    msix.set_irqs(MSIX, SET_FDS, 0, 4, fds=events)
+    msix.write_int(CONFIG, 0x42, 0xC000, 2)
+    trigger(device, 2)
+    assert count(events[2]) == 0
+    msix.write_int(CONFIG, 0x42, 0x8000, 2)
+    assert count(events[2]) == 1
+
+
+@pytest.mark.parametrize("offset, size", [(0x40, 4), (0x3C, 8), (0x7FC, 8), (0x808, 4), (0xFFC, 4)])
+def test_msix_outside_the_table(msix, offset, size):
+    access = wire.REGION_ACCESS.pack(region=4, offset=offset, count=size)
+    assert msix.error_of(Cmd.REGION_READ, access) == errno.EINVAL
+    assert msix.error_of(Cmd.REGION_WRITE, access + bytes(size)) == errno.EINVAL
+
+
+def test_msix_of_a_device_that_does_it_itself(workshop, device):
+    device.pci_init()
+    device.add_capability(struct.pack("<BBHII", MSIX_CAP, 0, 3, 4, 0x800 | 4))
+    table = device.memory_region(4, 0x1000, abi.RW | abi.MEM)
+    device.setup_irqs(MSIX, 4)
+    client = workshop.attach(device)
+    client.write_int(4, 12, 0xABCD)
+    assert table[12:14] == b"\xCD\xAB"
+
+
+# SET_IRQS
+
+
+def signalled(events):
+    return [count(fd) for fd in events]
+
+
+def test_client_triggers(client, events):
+    client.set_irqs(MSIX, SET_FDS, 0, 3, fds=events[:3])
+    client.set_irqs(MSIX, DATA_NONE | ACTION_TRIGGER, 0, 4)
+    assert signalled(events) == [1, 1, 1, 0]
+    client.set_irqs(MSIX, DATA_BOOL | ACTION_TRIGGER, 0, 4, bytes([1, 0, 1, 1]))
+    assert signalled(events) == [1, 0, 1, 0]
+    client.set_irqs(MSIX, DATA_NONE | ACTION_TRIGGER, 2, 1)
+    assert signalled(events) == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("irq_type", [ERR, REQ])
+def test_client_triggers_err_and_req(client, events, irq_type):
+    client.set_irqs(irq_type, SET_FDS, fds=events[:1])
+    client.set_irqs(irq_type, DATA_NONE | ACTION_TRIGGER)
+    assert signalled(events) == [1, 0, 0, 0]
+    client.set_irqs(irq_type, DATA_NONE | ACTION_TRIGGER, 0, 0)
+    client.set_irqs(irq_type, DATA_NONE | ACTION_TRIGGER)
+    assert signalled(events) == [0, 0, 0, 0]
+
+
+def test_client_trigger_fails(client, events):
+    """An eventfd that takes no more: its errno goes to the client."""
+    os.eventfd_write(events[0], (1 << 64) - 2)
+    client.set_irqs(MSI, SET_FDS, fds=events[:1])
+    reply = client.set_irqs(MSI, DATA_NONE | ACTION_TRIGGER, check=False)
+    assert reply.error == errno.EAGAIN
+
+
+def test_disable_all(device, client, events):
+    client.set_irqs(MSIX, SET_FDS, 0, 4, fds=events)
+    client.set_irqs(MSIX, DATA_NONE | ACTION_TRIGGER, 0, 0)
+    for index in range(4):
+        with fails(errno.ENOENT):
+            trigger(device, index)
+
+
+def test_disable_a_range(device, client, events):
+    client.set_irqs(MSIX, SET_FDS, 0, 4, fds=events)
+    client.set_irqs(MSIX, SET_FDS, 1, 2)
+    for index, there in enumerate((True, False, False, True)):
+        if there:
+            trigger(device, index)
+        else:
+            with fails(errno.ENOENT):
+                trigger(device, index)
+    assert signalled(events) == [1, 0, 0, 1]
+
+
+def test_replace(device, client, events):
+    client.set_irqs(MSIX, SET_FDS, 0, 2, fds=events[:2])
+    client.set_irqs(MSIX, SET_FDS, 1, 1, fds=events[2:3])
+    trigger(device, 0)
+    trigger(device, 1)
+    assert signalled(events) == [1, 0, 1, 0]
+
+
+def test_a_file_takes_the_place_of_an_eventfd(device, client):
+    fd = os.memfd_create("interrupts")
+    client.set_irqs(MSI, SET_FDS, fds=[fd])
+    trigger(device, 0)
+    assert os.pread(fd, 16, 0) == struct.pack("=Q", 1)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "socket"])
+def test_what_is_no_eventfd(client, kind):
+    """Writing to it could wait, or raise a signal."""
+    if kind == "device":
+        fds = [os.open("/dev/null", os.O_RDWR)]
+    elif kind == "pipe":
+        fds = list(os.pipe())[::-1]
+    else:
+        fds = [end.detach() for end in socket.socketpair()]
+    reply = client.set_irqs(MSI, SET_FDS, fds=fds[:1], check=False)
+    assert reply.error == errno.EINVAL
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("irq_type, flags, start, number, data, fds", [
+    (5, DATA_NONE | ACTION_TRIGGER, 0, 1, b"", 0),
+    (0xFFFFFFFF, DATA_NONE | ACTION_TRIGGER, 0, 1, b"", 0),
+    (MSI, DATA_NONE, 0, 1, b"", 0),
+    (MSI, ACTION_TRIGGER, 0, 1, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER | ACTION_MASK, 0, 1, b"", 0),
+    (MSI, DATA_NONE | DATA_BOOL | ACTION_TRIGGER, 0, 1, b"\1", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER | 0x40, 0, 1, b"", 0),
+    (MSI, DATA_BOOL | ACTION_TRIGGER, 0, 2, b"\1", 0),
+    (MSI, DATA_BOOL | ACTION_TRIGGER, 0, 2, b"\1\1\1", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 2, 1, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 0, 3, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 1, 2, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 1, 0xFFFFFFFF, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 0xFFFFFFFF, 2, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 1, 0, b"", 0),
+    (MSI, DATA_NONE | ACTION_MASK, 0, 0, b"", 0),
+    (MSI, SET_FDS, 0, 0, b"", 0),
+    (ERR, DATA_NONE | ACTION_MASK, 0, 1, b"", 0),
+    (REQ, DATA_NONE | ACTION_UNMASK, 0, 1, b"", 0),
+    (ERR, DATA_NONE | ACTION_TRIGGER, 0, 2, b"", 0),
+    (MSI, DATA_NONE | ACTION_TRIGGER, 0, 1, b"", 1),
+    (MSI, DATA_BOOL | ACTION_TRIGGER, 0, 1, b"\1", 1),
+    (MSI, SET_FDS, 0, 2, b"", 1),
+    (MSI, SET_FDS, 0, 1, b"", 2)])
+def test_set_irqs_errors(device, client, events, irq_type, flags, start, number, data, fds):
+    for other in range(5):
+        device.setup_irq_state(other, device.record("state"))
+    client.set_irqs(MSI, SET_FDS, 0, 2, fds=events[:2])
+    reply = client.set_irqs(irq_type, flags, start, number, data, events[:fds], check=False)
+    assert reply.error == errno.EINVAL
+    assert signalled(events) == [0] * 4 and not device.events
+    trigger(device, 0)
+    trigger(device, 1)
+    assert signalled(events) == [1, 1, 0, 0], "nothing has changed"
+
+
+@pytest.mark.parametrize("argsz, length", [(19, 20), (20, 19), (0, 20)])
+def test_set_irqs_too_short(client, argsz, length):
+    payload = wire.IRQ_SET.pack(argsz=argsz, flags=DATA_NONE | ACTION_TRIGGER, index=MSI, count=1)
+    assert client.error_of(Cmd.DEVICE_SET_IRQS, payload[:length]) == errno.EINVAL
+
+
+@pytest.mark.parametrize("argsz, length, index", [(15, 16, 0), (16, 15, 0), (16, 16, 5)])
+def test_irq_info_errors(client, argsz, length, index):
+    payload = wire.IRQ_INFO.pack(argsz=argsz, index=index)
+    assert client.error_of(Cmd.DEVICE_GET_IRQ_INFO, payload[:length]) == errno.EINVAL
+
+
+def test_set_irqs_before_realize(workshop, device, events):
+    """Attached before it was realized: nothing is run until then, and then it is served."""
+    device.setup_irqs(MSI, 1)
+    peer = workshop.peer(device)
+    peer.negotiate()
+    msg_id = peer.send(Cmd.DEVICE_SET_IRQS, wire.IRQ_SET.pack(
+        argsz=20, flags=SET_FDS, index=MSI, count=1), events[:1])
+    with fails(errno.EINVAL):
+        device.run()
+    device.realize()
+    assert not peer.wait(msg_id).error
+    trigger(device, 0)
+    assert count(events[0]) == 1
