@@ -27,7 +27,7 @@ class Server:
     is set. The standard error stream is kept, for reports of sanitizers and for failing tests.
     """
 
-    def __init__(self, binary, *args, stdin=None):
+    def __init__(self, binary, *args, stdin=None, socket_option="--socket"):
         self.directory = tempfile.TemporaryDirectory(prefix="vfu-test-")
         self.path = os.path.join(self.directory.name, "socket")
         self.log = tempfile.TemporaryFile()
