@@ -276,11 +276,11 @@ class Nvme:
             self.client.pump()
         return ready
 
-    def next(self, cq):
+    def next(self, cq, doorbell=True):
         """The next completion in a queue."""
         deadline = time.monotonic() + TIMEOUT
         while True:
-            completion = cq.pop()
+            completion = cq.pop(doorbell)
             if completion:
                 return completion
             interrupt = cq.vector is not None and cq.vector < len(self.events)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Doorbells without messages: the page mapped (--poll), and the Doorbell Buffer Config command."""
+
+import mmap
+import os
+import struct
+
+import pytest
+
+from vfiouser import wire
+from vfiouser.nvme import Namespace, pattern
+from vfiouser.nvme_spec import (ADMIN_DOORBELL_BUFFER, CNS_CONTROLLER, DOORBELLS, INVALID_FIELD,
+                                IO_FLUSH, IO_READ, PAGE, PRP_OFFSET, SUCCESS)
+from vfiouser.wire import BAR0
+
+POLL = pytest.mark.nvme_args("--namespace", "memory=64M", "--threads", "2", "--poll")
+
+
+def sparse_areas(client):
+    info, _ = client.region_info(BAR0)
+    assert info.flags & wire.REGION_MMAP, "BAR 0 cannot be mapped"
+    info, reply = client.region_info(BAR0, argsz=info.argsz)
+    cap = wire.SPARSE_MMAP.unpack(reply.payload, info.cap_offset)
+    assert cap.id == wire.CAP_SPARSE_MMAP
+    at = info.cap_offset + wire.SPARSE_MMAP.size
+    return info, reply.fds[0], wire.SPARSE_AREA.unpack_array(reply.payload[at:], cap.nr_areas)
+
+
+class MappedDoorbells:
+    def __init__(self, client):
+        info, fd, areas = sparse_areas(client)
+        try:
+            self.area, = (a for a in areas if a.offset <= DOORBELLS < a.offset + a.size)
+            self.map = mmap.mmap(fd, self.area.size, offset=info.offset + self.area.offset)
+        finally:
+            os.close(fd)
+        self.words = memoryview(self.map).cast("I")
+
+    def ring(self, index, value):
+        self.words[(DOORBELLS - self.area.offset) // 4 + index] = value
+
+    def close(self):
+        self.words.release()
+        self.map.close()
+
+
+@pytest.fixture
+def mapped(nvme):
+    doorbells = MappedDoorbells(nvme.client)
+    nvme.ring_doorbell = doorbells.ring
+    yield nvme
+    doorbells.close()
+
+
+@POLL
+def test_only_doorbells_are_mapped(nvme):
+    """Registers have effects: they must stay messages."""
+    _, fd, areas = sparse_areas(nvme.client)
+    os.close(fd)
+    assert all(area.offset >= DOORBELLS for area in areas)
+
+
+@POLL
+def test_mapped_doorbells(mapped):
+    mapped.start_io(2, vectors=3)
+    disks = [Namespace(mapped, sq) for sq in mapped.queues.values()]
+    for i in range(50):
+        disk = disks[i % 2]
+        disk.write(i, pattern(4096, i))
+        assert disk.read(i, 4096) == pattern(4096, i)
+
+
+@POLL
+def test_mapped_and_by_message(mapped):
+    """A client may do either at any time."""
+    ring = mapped.ring_doorbell
+    sq = mapped.start_io()
+    for i in range(40):
+        mapped.ring_doorbell = ring if i % 3 else mapped.doorbell_by_message
+        sq.ok(IO_FLUSH, nsid=1)
+
+
+@POLL
+def test_mapped_doorbells_after_reset(mapped):
+    """What the page holds from before a reset rings nothing."""
+    for _ in range(5):
+        sq = mapped.start_io()
+        for _ in range(5):
+            sq.ok(IO_FLUSH, nsid=1)
+        mapped.disable()
+
+
+@POLL
+def test_nonsense_in_the_page(mapped):
+    """Any value in any word, and then a reset."""
+    mapped.start_io()
+    for index in range(64):
+        mapped.ring_doorbell(index, 0xFFFFFFFF - index)
+    mapped.poll(lambda: mapped.csts is not None, "")
+    for index in range(64):
+        mapped.ring_doorbell(index, 0)
+    Namespace(mapped, mapped.start_io()).write(0, pattern(4096))
+
+
+@POLL
+def test_messages_alone_with_poll(nvme):
+    Namespace(nvme, nvme.start_io()).write(0, pattern(4096))
+
+
+# Doorbell Buffer Config (5.7, B.5)
+
+class ShadowDoorbells:
+    """A driver with shadow doorbells: it rings only if EventIdx asks for it."""
+
+    def __init__(self, nvme):
+        self.nvme = nvme
+        self.shadow, self.events = nvme.alloc(PAGE), nvme.alloc(PAGE)
+        for page in (self.shadow, self.events):
+            nvme.memory.write(page, bytes(PAGE))
+        self.values = {}
+        self.rung = 0
+
+    def ring(self, index, value):
+        if index < 2:
+            self.nvme.doorbell_by_message(index, value)
+            return
+        old = self.values.get(index, 0)
+        self.values[index] = value
+        self.nvme.memory.write(self.shadow + 4 * index, struct.pack("<I", value))
+        event, = struct.unpack("<I", self.nvme.memory.read(self.events + 4 * index, 4))
+        if (value - event - 1) & 0xFFFF < (value - old) & 0xFFFF:
+            self.rung += 1
+            self.nvme.doorbell_by_message(index, value)
+
+
+@pytest.fixture
+def config(nvme):
+    nvme.start()
+    if not int.from_bytes(nvme.identify(CNS_CONTROLLER)[256:258], "little") & 1 << 8:
+        pytest.skip("no Doorbell Buffer Config")
+    return nvme
+
+
+def configure(nvme):
+    doorbells = ShadowDoorbells(nvme)
+    nvme.admin.ok(ADMIN_DOORBELL_BUFFER, prp1=doorbells.shadow, prp2=doorbells.events)
+    nvme.ring_doorbell = doorbells.ring
+    return doorbells
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_shadow_doorbells(config, before):
+    """Configured before the queues are made, or when they are in use already."""
+    nvme = config
+    nvme.set_queue_count(2)
+    queues = []
+    if not before:
+        queues = [nvme.create_pair(qid) for qid in (1, 2)]
+        for sq in queues:
+            sq.ok(IO_FLUSH, nsid=1)
+    doorbells = configure(nvme)
+    for sq in queues:
+        doorbells.values.update({2 * sq.qid: sq.tail, 2 * sq.qid + 1: sq.cq.head})
+        nvme.memory.write(doorbells.shadow + 8 * sq.qid, struct.pack("<II", sq.tail, sq.cq.head))
+    if before:
+        queues = [nvme.create_pair(qid) for qid in (1, 2)]
+    disks = [Namespace(nvme, sq) for sq in queues]
+    for i in range(100):
+        disks[i % 2].write(i, pattern(4096, i))
+        assert disks[i % 2].read(i, 4096) == pattern(4096, i)
+
+
+def test_shadow_doorbells_in_bursts(config):
+    nvme = config
+    nvme.set_queue_count(1)
+    configure(nvme)
+    sq = nvme.create_pair(1, 32)
+    addr = nvme.alloc(4096)
+    for _ in range(50):
+        cids = [nvme.transfer(sq, IO_READ, i, 8, addr, 4096) for i in range(31)]
+        for cid in cids:
+            assert sq.wait(cid).status == SUCCESS
+
+
+def test_reset_ends_shadow_doorbells(config):
+    nvme = config
+    doorbells = configure(nvme)
+    nvme.ring_doorbell = nvme.doorbell_by_message
+    sq = nvme.start_io()
+    nvme.memory.write(doorbells.shadow, b"\x37" * PAGE)
+    for _ in range(5):
+        sq.ok(IO_FLUSH, nsid=1)
+
+
+@pytest.mark.parametrize("offset1, offset2", [(0x100, 0), (0, 0x100)])
+def test_buffers_that_are_not_pages(config, offset1, offset2):
+    pages = config.alloc(4 * PAGE)
+    completion = config.admin.run(ADMIN_DOORBELL_BUFFER, prp1=pages + offset1,
+                                  prp2=pages + 2 * PAGE + offset2)
+    assert completion.status in (PRP_OFFSET, INVALID_FIELD)

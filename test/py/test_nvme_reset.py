@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Resets of every kind and lost clients under load, and power cuts (7.3, 6.8)."""
+
+import random
+
+import pytest
+
+from vfiouser.nvme import Namespace, Nvme, pattern
+from vfiouser.nvme_spec import (CC, CSTS_RDY, FUA, IO_FLUSH, IO_READ, IO_WRITE, SUCCESS)
+from vfiouser.wire import CONFIG
+
+SIZE = 32 << 10
+BLOCKS = SIZE // 512
+
+
+def flr(nvme):
+    at = nvme.find_capability(0x10)
+    assert nvme.client.read_int(CONFIG, at + 4, 4) & 1 << 28, "no function level reset"
+    nvme.client.write_int(CONFIG, at + 8, 1 << 15, 2)
+
+
+RESETS = {
+    "controller": lambda nvme: nvme.write(CC, 0),
+    "function": flr,
+    "device": lambda nvme: nvme.client.reset(),
+}
+
+
+def load(nvme, opcode=IO_READ, count=60):
+    """Commands that are not waited for. Returns the buffer."""
+    addr = nvme.alloc(SIZE)
+    for sq in nvme.queues.values():
+        for i in range(count):
+            nvme.transfer(sq, opcode, i * BLOCKS, BLOCKS, addr, SIZE)
+    return addr
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("opcode", [IO_READ, IO_WRITE])
+@pytest.mark.nvme_args("--namespace", "memory=64M", "--threads", "2")
+def test_reset_under_load(nvme, reset, opcode):
+    """When the reset has ended, nothing of before reaches memory any more."""
+    for _ in range(5):
+        nvme.enable_bus_master()
+        nvme.start_io(2)
+        addr = load(nvme, opcode)
+        queues = list(nvme.queues.values())
+        RESETS[reset](nvme)
+        nvme.wait_ready(0)
+        mark = pattern(SIZE, 0xFEED)
+        nvme.memory.write(addr, mark)
+        for sq in queues:
+            nvme.memory.write(sq.cq.addr, bytes(64 * 16))
+        nvme.enable_bus_master()
+        disk = Namespace(nvme, nvme.start_io(2))
+        disk.write(0, pattern(4096, 1))
+        assert disk.read(0, 4096) == pattern(4096, 1)
+        assert nvme.memory.read(addr, SIZE) == mark
+        for sq in queues:
+            assert not any(nvme.memory.read(sq.cq.addr, 64 * 16))
+
+
+@pytest.mark.parametrize("reset", ["function", "device"])
+def test_registers_after_reset(nvme, reset):
+    nvme.start_io()
+    RESETS[reset](nvme)
+    assert nvme.csts & CSTS_RDY == 0
+    assert nvme.read(0x24) == 0 and nvme.read(0x28, 8) == 0 and nvme.read(0x30, 8) == 0
+    if reset == "function":
+        assert nvme.client.read_int(CONFIG, 4, 2) & 0x0006 == 0
+
+
+def test_namespace_keeps_its_bytes(nvme, disk):
+    disk.write(5, pattern(4096, 3))
+    for reset in RESETS.values():
+        reset(nvme)
+        nvme.enable_bus_master()
+        assert Namespace(nvme, nvme.start_io()).read(5, 4096) == pattern(4096, 3)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.nvme_args("--namespace", "memory=64M", "--threads", "2")
+def test_client_lost_under_load(nvme_server, share):
+    """Also while DMA by messages is under way. The next client starts from nothing."""
+    for rnd in range(5):
+        client = nvme_server.client()
+        nvme = Nvme(client)
+        if not share:
+            nvme.client.dma_unmap(nvme.memory.slot.addr, nvme.memory.slot.size)
+            nvme.client.dma_map(nvme.memory.slot, share=False)
+        nvme.start_io(2)
+        load(nvme, count=60 if share else 5)
+        client.close()
+    nvme = Nvme(nvme_server.client())
+    assert nvme.csts & CSTS_RDY == 0
+    nvme.start_io().ok(IO_FLUSH, nsid=1)
+
+
+@pytest.mark.nvme_args("--namespace", "memory=64M", "--threads", "2")
+def test_memory_that_goes_away_under_load(nvme):
+    """DMA_UNMAP while the device is at it; afterwards nothing reaches it."""
+    for _ in range(10):
+        nvme.start_io(2)
+        slot = nvme.client.add_memory(0x40000000, SIZE)
+        for sq in nvme.queues.values():
+            for i in range(60):
+                nvme.transfer(sq, IO_READ, i * BLOCKS, BLOCKS, slot.addr, SIZE)
+        nvme.client.dma_unmap(slot.addr, slot.size)
+        slot.write(0, pattern(SIZE, 4))
+        nvme.identify(1)
+        nvme.disable()
+        assert slot.read(0, SIZE) == pattern(SIZE, 4)
+        nvme.client.memory.remove(slot)
+
+
+# Power cuts: the process is killed. What was promised is there afterwards.
+
+class Shadow:
+    """What each page of the disk may hold: everything written since it was last made durable."""
+
+    def __init__(self, pages):
+        self.durable = [bytes(4096)] * pages
+        self.volatile = [[] for _ in range(pages)]
+
+    def written(self, page, data):
+        self.volatile[page].append(data)
+
+    def made_durable(self, page, data):
+        self.durable[page] = data
+        self.volatile[page].clear()
+
+    def flushed(self):
+        for page, versions in enumerate(self.volatile):
+            if versions:
+                self.made_durable(page, versions[-1])
+
+    def allows(self, page, data):
+        return data == self.durable[page] or data in self.volatile[page]
+
+
+def power_cut_run(nvme, rng, shadow, run):
+    """One thing after the other at the end of which some are under way."""
+    disk = Namespace(nvme, nvme.start_io())
+    pages = len(shadow.durable)
+    for step in range(60):
+        page = rng.randrange(pages)
+        data = pattern(4096, run << 16 | step)
+        if rng.random() < 0.3:
+            disk.write(page * 8, data, cdw12=FUA | 7)
+            shadow.made_durable(page, data)
+        elif rng.random() < 0.2:
+            disk.sq.ok(IO_FLUSH, nsid=1)
+            shadow.flushed()
+        else:
+            disk.write(page * 8, data)
+            shadow.written(page, data)
+    for page in rng.sample(range(pages), 20):
+        data = pattern(4096, run << 16 | 0x8000 | page)
+        nvme.transfer(disk.sq, IO_WRITE, page * 8, 8, nvme.put_data(data), 4096)
+        shadow.written(page, data)
+
+
+@pytest.mark.parametrize("options", ["", ",direct"])
+def test_power_cut(start_nvme, tmp_path, options):
+    path = tmp_path / "disk"
+    pages = 64
+    path.write_bytes(bytes(pages * 4096))
+    shadow = Shadow(pages)
+    rng = random.Random(7)
+    for run in range(3):
+        server = start_nvme("--namespace", f"file={path}{options}")
+        power_cut_run(Nvme(server.client()), rng, shadow, run)
+        server.kill()
+        nvme = Nvme(start_nvme("--namespace", f"file={path}").client())
+        disk = Namespace(nvme, nvme.start_io())
+        for page in range(pages):
+            data = disk.read(page * 8, 4096)
+            assert shadow.allows(page, data), (run, page)
+            shadow.made_durable(page, data)
+        nvme.client.close()
+
+
+def test_bytes_of_a_flushed_write_are_in_the_file(start_nvme, tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    nvme = Nvme(start_nvme("--namespace", f"file={path}").client())
+    disk = Namespace(nvme, nvme.start_io())
+    disk.write(1, pattern(8192, 5))
+    completion = disk.sq.run(IO_FLUSH, nsid=1)
+    assert completion.status == SUCCESS
+    assert path.read_bytes()[512:512 + 8192] == pattern(8192, 5)
