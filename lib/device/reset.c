@@ -40,8 +40,8 @@ int reset_function(struct vfu_ctx *ctx)
 void device_connection_lost(struct vfu_ctx *ctx)
 {
     iommu_disconnected(ctx);
-    call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
     dma_command_forget_all(ctx);
+    call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
     irqs_close_all(&ctx->irqs);
     session_close(&ctx->session);
 }
