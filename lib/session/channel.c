@@ -221,8 +221,11 @@ static void reject_frame(struct session *s, struct channel *ch,
     log_err(s->log, "%s id %u: message size %u is not between %zu and %zu: closing the connection",
             command_name(hdr->cmd), hdr->msg_id, hdr->msg_size, sizeof(*hdr),
             (size_t)WIRE_MAX_MESSAGE);
-    if (!wire_is_reply(hdr) && !(hdr->flags & VFIO_USER_F_NO_REPLY)) {
-        channel_send(s, ch, ch->epoch, &iov, 1, NULL, 0);
+    /* Without waiting: this very thread may be in the middle of a send, and reads meanwhile. */
+    if (!wire_is_reply(hdr) && !(hdr->flags & VFIO_USER_F_NO_REPLY) &&
+        pthread_mutex_trylock(&ch->tx_lock) == 0) {
+        stream_send(&ch->stream, &iov, 1, NULL, 0);
+        pthread_mutex_unlock(&ch->tx_lock);
     }
 }
 
@@ -365,7 +368,8 @@ static bool parking_full(struct session *s, const struct channel *ch)
     return full;
 }
 
-static void park(struct session *s, struct channel *ch, const struct vfio_user_header *hdr)
+/* Returns 0, or -ENOMEM: a reply cannot be sent from here, where somebody may be sending. */
+static int park(struct session *s, struct channel *ch, const struct vfio_user_header *hdr)
 {
     int fds[STREAM_MAX_FDS];
     struct request onstack, *req;
@@ -373,13 +377,14 @@ static void park(struct session *s, struct channel *ch, const struct vfio_user_h
     channel_take(s, ch, hdr, &onstack, fds);
     req = request_detach(&onstack);
     if (req == NULL) {
-        request_finish(&onstack, -ENOMEM);
-        return;
+        request_drop(&onstack);
+        return -ENOMEM;
     }
     pthread_mutex_lock(&s->lock);
     STAILQ_INSERT_TAIL(&s->parked, req, link);
     session_count_parked(s, req, 1);
     pthread_mutex_unlock(&s->lock);
+    return 0;
 }
 
 /* Routes every complete message that is buffered. Role held, lock not. */
@@ -394,8 +399,8 @@ static int route_buffered(struct session *s, struct channel *ch)
         }
         if (wire_is_reply(&hdr)) {
             channel_route_reply(s, ch, &hdr);
-        } else {
-            park(s, ch, &hdr);
+        } else if ((r = park(s, ch, &hdr)) < 0) {
+            return r;
         }
         routed = 1;
     }

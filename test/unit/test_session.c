@@ -16,7 +16,7 @@
 struct fixture {
     struct session session;
     struct logger log;
-    int peer;
+    int peer, twin; /* the client's ends */
     unsigned dispatched;
     int wait_in_dispatch; /* the result of a transaction that dispatch waits for */
     bool transact_in_dispatch;
@@ -51,21 +51,36 @@ static int dispatch(void *owner, struct request *req)
 
 static const struct session_ops ops = { .dispatch = dispatch };
 
-static int setup(void **state)
+/* Returns the client's end. */
+static int open_stream(struct stream *stream)
+{
+    int pair[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    assert_int_equal(stream_open(stream, pair[0], pair[0], true, WIRE_MAX_MESSAGE), 0);
+    return pair[1];
+}
+
+static int setup_session(void **state, bool twin)
 {
     static struct fixture fixture;
     const struct wire_features features = { 0 };
-    struct stream stream;
-    int pair[2];
+    struct stream stream, twin_stream;
 
     memset(&fixture, 0, sizeof(fixture));
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-    assert_int_equal(stream_open(&stream, pair[0], pair[0], true, WIRE_MAX_MESSAGE), 0);
+    fixture.peer = open_stream(&stream);
+    fixture.twin = twin ? open_stream(&twin_stream) : -1;
+    fixture.log = (struct logger){ .ctx = (struct vfu_ctx *)&fixture, .level = LOG_ERR };
     assert_int_equal(session_init(&fixture.session, &ops, &fixture, &fixture.log), 0);
-    session_open(&fixture.session, &stream, NULL, &features, WIRE_MAX_DATA_XFER);
-    fixture.peer = pair[1];
+    session_open(&fixture.session, &stream, twin ? &twin_stream : NULL, &features,
+                 WIRE_MAX_DATA_XFER);
     *state = &fixture;
     return 0;
+}
+
+static int setup(void **state)
+{
+    return setup_session(state, false);
 }
 
 static int teardown(void **state)
@@ -74,11 +89,14 @@ static int teardown(void **state)
 
     session_destroy(&f->session);
     close(f->peer);
+    if (f->twin != -1) {
+        close(f->twin);
+    }
     return 0;
 }
 
-static void peer_sends(struct fixture *f, uint16_t id, uint16_t cmd, uint32_t flags, uint32_t error,
-                       size_t payload)
+static void send_message(int fd, uint16_t id, uint16_t cmd, uint32_t flags, uint32_t error,
+                         size_t payload)
 {
     uint8_t message[64] = { 0 };
     struct vfio_user_header hdr = {
@@ -91,7 +109,13 @@ static void peer_sends(struct fixture *f, uint16_t id, uint16_t cmd, uint32_t fl
 
     memcpy(message, &hdr, sizeof(hdr));
     memset(message + sizeof(hdr), id, payload);
-    assert_int_equal(send(f->peer, message, hdr.msg_size, 0), hdr.msg_size);
+    assert_int_equal(send(fd, message, hdr.msg_size, 0), hdr.msg_size);
+}
+
+static void peer_sends(struct fixture *f, uint16_t id, uint16_t cmd, uint32_t flags, uint32_t error,
+                       size_t payload)
+{
+    send_message(f->peer, id, cmd, flags, error, payload);
 }
 
 static void peer_replies(struct fixture *f, uint16_t id)
@@ -303,6 +327,40 @@ static void test_broken_framing_ends_the_connection(void **state)
     }
 }
 
+/* A client that does not read */
+
+#define LARGE (4u << 20)
+
+struct large {
+    struct txn txn;
+    struct iovec out;
+    uint8_t reply[16];
+    uint8_t data[LARGE];
+};
+
+/* A command that does not fit into the socket. */
+static void init_large(struct large *large)
+{
+    init_txn(&large->txn, large->reply, sizeof(large->reply));
+    large->out = (struct iovec){ .iov_base = large->data, .iov_len = LARGE };
+    large->txn.out = &large->out;
+    large->txn.nr_out = 1;
+}
+
+/* The refusal of a bad frame cannot be sent in the middle of another message. */
+static void test_bad_frame_during_a_send(void **state)
+{
+    static struct large large;
+    struct fixture *f = *state;
+    struct vfio_user_header hdr = { .msg_id = 5, .msg_size = 3 };
+
+    init_large(&large);
+    assert_int_equal(send(f->peer, &hdr, sizeof(hdr), 0), sizeof(hdr));
+    assert_int_equal(txn_start(&f->session, &large.txn), 0);
+    assert_int_equal(txn_wait(&f->session, &large.txn), -ENOTCONN);
+    assert_int_equal(session_error(&f->session), -EPROTO);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -314,6 +372,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_hold_and_release, setup, teardown),
         cmocka_unit_test_setup_teardown(test_peer_gone_with_everything_pending, setup, teardown),
         cmocka_unit_test_setup_teardown(test_broken_framing_ends_the_connection, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_bad_frame_during_a_send, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
