@@ -220,11 +220,16 @@ static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t f
 
 /*
  * The request has left, or failed to, which has broken the session. What happened meanwhile takes
- * effect now; after this the transaction may end, and its memory be gone, at any time.
+ * effect now; after this the transaction may end, and its memory be gone, at any time. Only from
+ * here on can it expire.
  */
 static void sent(struct session *s, struct txn *txn)
 {
     txn->sending = false;
+    if (txn->done != NULL && txn->deadline < s->txns.next_deadline) {
+        s->txns.next_deadline = txn->deadline;
+        session_wake_control(s);
+    }
     if (txn->state == TXN_ANSWERED) {
         txn_end(s, txn, txn->error);
     } else if (txn->state == TXN_PENDING && s->broken != 0) {
@@ -259,10 +264,6 @@ int txn_start(struct session *s, struct txn *txn)
     LIST_INSERT_HEAD(bucket_of(t, txn->id), txn, bucket);
     TAILQ_INSERT_TAIL(&t->pending, txn, link);
     t->nr_pending++;
-    if (txn->done != NULL && txn->deadline < t->next_deadline) {
-        t->next_deadline = txn->deadline;
-        session_wake_control(s);
-    }
     pthread_mutex_unlock(&s->lock);
 
     send_command(s, txn->id, txn->cmd, txn->flags, txn->out, txn->nr_out);

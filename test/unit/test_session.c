@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Transactions in both directions, against a peer at the other end of a socket pair. */
+#include "session/channel.h"
 #include "session/session.h"
 #include "util/clock.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -332,19 +335,51 @@ static void test_broken_framing_ends_the_connection(void **state)
 #define LARGE (4u << 20)
 
 struct large {
+    struct fixture *fixture;
     struct txn txn;
     struct iovec out;
     uint8_t reply[16];
     uint8_t data[LARGE];
+    unsigned done;
+    int result;
 };
 
 /* A command that does not fit into the socket. */
-static void init_large(struct large *large)
+static void init_large(struct large *large, struct fixture *f)
 {
+    large->fixture = f;
+    large->done = 0;
     init_txn(&large->txn, large->reply, sizeof(large->reply));
     large->out = (struct iovec){ .iov_base = large->data, .iov_len = LARGE };
     large->txn.out = &large->out;
     large->txn.nr_out = 1;
+}
+
+static void *start_large(void *arg)
+{
+    struct large *large = arg;
+
+    large->result = txn_start(&large->fixture->session, &large->txn);
+    return NULL;
+}
+
+static void wait_readable(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+    assert_int_equal(poll(&pfd, 1, -1), 1);
+}
+
+static void drain(int fd, size_t left)
+{
+    static uint8_t sink[65536];
+
+    while (left > 0) {
+        ssize_t n = recv(fd, sink, left < sizeof(sink) ? left : sizeof(sink), 0);
+
+        assert_true(n > 0);
+        left -= (size_t)n;
+    }
 }
 
 /* The refusal of a bad frame cannot be sent in the middle of another message. */
@@ -354,11 +389,37 @@ static void test_bad_frame_during_a_send(void **state)
     struct fixture *f = *state;
     struct vfio_user_header hdr = { .msg_id = 5, .msg_size = 3 };
 
-    init_large(&large);
+    init_large(&large, f);
     assert_int_equal(send(f->peer, &hdr, sizeof(hdr), 0), sizeof(hdr));
     assert_int_equal(txn_start(&f->session, &large.txn), 0);
     assert_int_equal(txn_wait(&f->session, &large.txn), -ENOTCONN);
     assert_int_equal(session_error(&f->session), -EPROTO);
+}
+
+static void count_large(struct txn *txn)
+{
+    ((struct large *)((char *)txn - offsetof(struct large, txn)))->done++;
+}
+
+/* Deadlines that pass while the command is being sent count when it has left. */
+static void test_deadline_passes_during_a_send(void **state)
+{
+    static struct large large;
+    struct fixture *f = *state;
+    pthread_t thread;
+
+    init_large(&large, f);
+    large.txn.done = count_large;
+    large.txn.deadline = 1; /* long past */
+    assert_int_equal(pthread_create(&thread, NULL, start_large, &large), 0);
+    wait_readable(f->peer);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
+    assert_int_equal(large.done, 0);
+    drain(f->peer, sizeof(struct vfio_user_header) + LARGE);
+    pthread_join(thread, NULL);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
+    assert_int_equal(large.done, 1);
+    assert_int_equal(large.txn.error, -ETIMEDOUT);
 }
 
 int main(void)
@@ -373,6 +434,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_peer_gone_with_everything_pending, setup, teardown),
         cmocka_unit_test_setup_teardown(test_broken_framing_ends_the_connection, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_frame_during_a_send, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_deadline_passes_during_a_send, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
