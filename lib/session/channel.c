@@ -296,14 +296,17 @@ static int copy_reply(struct session *s, struct txn *txn, const struct vfio_user
     return 0;
 }
 
-/* A reply to nothing: late for one that was given up, or made up by the client. */
+/*
+ * A reply to nothing: late for one that was given up, made up by the client, or the second to the
+ * same command, on the other channel or before the command had left.
+ */
 static void stray_reply(struct session *s, const struct vfio_user_header *hdr, bool late)
 {
     if (late) {
         log_info(s->log, "late reply to %s id %u dropped", command_name(hdr->cmd), hdr->msg_id);
         return;
     }
-    log_err(s->log, "reply to %s id %u, which was never asked: dropped", command_name(hdr->cmd),
+    log_err(s->log, "reply to %s id %u, which waits for none: dropped", command_name(hdr->cmd),
             hdr->msg_id);
 }
 
@@ -322,6 +325,8 @@ void channel_route_reply(struct session *s, struct channel *ch,
     txn = txn_find(&s->txns, hdr->msg_id);
     if (txn == NULL) {
         late = txn_forget_abandoned(&s->txns, hdr->msg_id);
+    } else if (txn->state != TXN_PENDING) {
+        txn = NULL;
     } else {
         txn->state = TXN_RECEIVING;
     }

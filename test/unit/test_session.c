@@ -86,6 +86,11 @@ static int setup(void **state)
     return setup_session(state, false);
 }
 
+static int setup_with_twin(void **state)
+{
+    return setup_session(state, true);
+}
+
 static int teardown(void **state)
 {
     struct fixture *f = *state;
@@ -422,6 +427,38 @@ static void test_deadline_passes_during_a_send(void **state)
     assert_int_equal(large.txn.error, -ETIMEDOUT);
 }
 
+/* A client that answers twice, or floods */
+
+static void log_on_twin(struct vfu_ctx *ctx, int level, const char *line)
+{
+    struct fixture *f = (struct fixture *)ctx;
+
+    (void)level;
+    (void)line;
+    f->log.fn = NULL;
+    send_message(f->twin, 1, VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY, 0, 16);
+    pthread_mutex_lock(&f->session.lock);
+    assert_int_equal(channel_pump(&f->session, &f->session.twin), 1);
+    pthread_mutex_unlock(&f->session.lock);
+}
+
+/* The second reply arrives on the twin, while the first is being read: the bad one, which logs. */
+static void test_two_replies_at_once(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t reply[16] = { 0 };
+    struct txn txn;
+
+    init_txn(&txn, reply, sizeof(reply));
+    assert_int_equal(txn_start(&f->session, &txn), 0);
+    f->log.fn = log_on_twin;
+    peer_sends(f, txn.id, VFIO_USER_DMA_READ, VFIO_USER_F_TYPE_REPLY, 0, 17);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
+    assert_int_equal(txn_wait(&f->session, &txn), -EPROTO);
+    assert_int_equal(f->session.txns.nr_pending, 0);
+    assert_int_equal(reply[0], 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -435,6 +472,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_broken_framing_ends_the_connection, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_frame_during_a_send, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deadline_passes_during_a_send, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_two_replies_at_once, setup_with_twin, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
