@@ -2,9 +2,17 @@
 /*
  * What the files of the client share.
  *
- * Locking. client.lock guards the commands in flight and the state of the connection, send_lock
- * keeps messages whole on their way out, memory_lock guards the table of memory. None is held
- * across a wait for the server, and send_lock alone across a send.
+ * Locking, in the order in which locks may be nested:
+ *
+ *   life_lock     one thread connects again or maps regions; held across waits
+ *   send_lock     keeps messages whole on their way out; held across a send
+ *   lock          commands in flight, commands of the server, the state of the connection
+ *   memory_lock   the table of memory; irq_lock the record of eventfds: nothing is taken inside
+ *
+ * No callback runs with a lock held, and nothing but life_lock is held across a wait for the
+ * server: the receiver thread takes all the others.
+ *
+ * Each connection has a number of its own (epoch). What was begun on one is not sent on the next.
  */
 #ifndef VFUC_CLIENT_H
 #define VFUC_CLIENT_H
@@ -23,6 +31,8 @@
 #define CLIENT_MAX_MESSAGE (CLIENT_MAX_DATA + 64)
 #define CLIENT_MAX_FDS 64
 #define CLIENT_BUCKETS 256
+#define CLIENT_MAX_CALLS 32768
+#define CLIENT_IRQ_TYPES 8
 
 /* A command whose reply is awaited. */
 struct call {
@@ -33,42 +43,75 @@ struct call {
     const struct iovec *in; /* where the reply goes */
     size_t nr_in;
     size_t reply_len;
-    int fd; /* the first descriptor of the reply, if wanted */
-    bool wants_fd;
+    int *fds; /* where its descriptors go */
+    size_t max_fds, nr_fds;
     vfuc_done_t *done; /* NULL: somebody waits, and owns this */
     void *pvt;
+    size_t skip; /* bytes of the reply that done() does not see */
+    size_t expect; /* the length of the reply, if it has to have one */
+    uint64_t deadline; /* of those that nobody waits for; ms */
     LIST_ENTRY(call) link;
+    TAILQ_ENTRY(call) order; /* likewise: the first is due first */
 };
 
 LIST_HEAD(call_list, call);
+TAILQ_HEAD(call_queue, call);
 
-#define CLIENT_MAX_MEMORY 4096
+enum client_state {
+    CLIENT_LOST, /* or never connected */
+    CLIENT_RESTORING, /* connected: what was set up before is being set up again */
+    CLIENT_CONNECTED,
+};
+
+/* The eventfds of one type of interrupt, as they were set. */
+struct irq_record {
+    int *fds; /* -1: none */
+    bool *masked;
+    uint32_t count;
+};
+
+LIST_HEAD(mapping_list, vfuc_mapping);
 
 struct vfuc {
-    int fd;
+    char *path;
     vfuc_options_t options;
-    vfuc_agreed_t agreed;
+    vfuc_agreed_t agreed; /* lock */
+    _Atomic uint32_t max_data; /* of it, for every transfer */
+    _Atomic bool write_multiple;
     pthread_t receiver;
-    bool receiving; /* the receiver was started */
+    bool receiving; /* the receiver was started and not joined; life_lock */
+    _Atomic pthread_t receiver_self; /* 0 while there is none */
+
+    pthread_mutex_t life_lock;
+    struct mapping_list mappings; /* life_lock */
 
     pthread_mutex_t send_lock;
     pthread_mutex_t lock;
     pthread_cond_t cond;
+    int fd; /* changes with both locks held */
+    uint64_t epoch;
+    enum client_state state;
+    bool ending; /* by our own will: nobody is told that it was lost */
+    pthread_t restorer; /* while restoring: the thread that may send commands */
     struct call_list calls[CLIENT_BUCKETS];
+    struct call_queue unattended; /* that nobody waits for */
+    unsigned nr_calls;
     uint16_t last_id;
-    bool broken;
+    uint64_t asked[65536 / 64]; /* ids of the server's commands that are not answered yet */
 
     pthread_mutex_t memory_lock;
-    vfuc_memory_t *memory;
-    size_t nr_memory;
+    void *memory; /* memory.c */
     _Atomic uint64_t dma_messages;
+
+    pthread_mutex_t irq_lock;
+    struct irq_record irqs[CLIENT_IRQ_TYPES];
 
     uint8_t *buf; /* the receiver's, for one message */
 };
 
 /*
- * A part of the machine that answers commands of the server instead of the client. On the receiver
- * thread. Returns false for one that is not its business.
+ * A part of the machine that answers commands of the server instead of the client, by
+ * vfuc_reply(). On the receiver thread. Returns false for one that is not its business.
  */
 struct vfuc_unit {
     bool (*command)(struct vfuc_unit *unit, struct vfuc *client, const struct vfio_user_header *hdr,
@@ -77,12 +120,23 @@ struct vfuc_unit {
 
 void client_log(struct vfuc *client, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Marks the connection unusable, and ends every command. */
-void client_break(struct vfuc *client);
+uint64_t client_now_ms(void);
 
-/* Sends a message whole: 0 or -errno. */
-int client_send(struct vfuc *client, const struct vfio_user_header *hdr, const struct iovec *iov,
-                size_t nr_iov, const int *fds, size_t nr_fds);
+/* Is this the receiver thread, which must not wait? */
+bool client_on_receiver(struct vfuc *client);
+
+/* Ends a connection, and every command that somebody waits for. */
+void client_break(struct vfuc *client, uint64_t epoch);
+
+/* The connection that this thread may send a command on: 0 or -ENOTCONN. */
+int client_epoch(struct vfuc *client, uint64_t *epoch);
+
+/* Sends a message whole, or ends the connection, or has sent nothing of it: 0 or -errno. */
+int client_send(struct vfuc *client, uint64_t epoch, const struct vfio_user_header *hdr,
+                const struct iovec *iov, size_t nr_iov, const int *fds, size_t nr_fds);
+
+/* Sends a command that has no reply. */
+int client_post(struct vfuc *client, uint16_t cmd, const struct iovec *iov, size_t nr_iov);
 
 /* A command with parts, descriptors and a reply: the payload's length, or -errno. */
 struct client_command {
@@ -94,10 +148,25 @@ struct client_command {
     size_t nr_fds;
     const struct iovec *in; /* where the reply goes; what does not fit is dropped */
     size_t nr_in;
-    int *reply_fd; /* NULL: none is expected */
+    int *reply_fds; /* room for max_reply_fds; the rest is closed */
+    size_t max_reply_fds;
+    size_t *nr_reply_fds;
 };
 
 ssize_t client_call(struct vfuc *client, const struct client_command *command);
+
+/* One that nobody waits for. done gets what follows skip bytes; expect: how long it has to be. */
+struct client_start {
+    uint16_t cmd;
+    uint32_t flags;
+    const struct iovec *out;
+    size_t nr_out;
+    size_t skip, expect;
+    vfuc_done_t *done;
+    void *pvt;
+};
+
+int client_start(struct vfuc *client, const struct client_start *start);
 
 /* -1 and errno, or the value. */
 ssize_t client_result(ssize_t r);
@@ -114,10 +183,43 @@ void *client_receive(void *arg);
 void client_serve_dma(struct vfuc *client, const struct vfio_user_header *hdr, uint8_t *payload,
                       size_t len);
 
-/* negotiate.c: over a socket that nobody else uses yet. 0 or -errno. */
-int client_negotiate(struct vfuc *client);
+/* Answers a command of the server, if it is to be answered: error is 0 or an errno. */
+int client_answer(struct vfuc *client, const struct vfio_user_header *hdr, int error,
+                  const struct iovec *iov, size_t nr_iov);
 
-/* Receives exactly len bytes, closing descriptors that do not fit. 0 or -errno. */
-int client_receive_exact(struct vfuc *client, void *data, size_t len, int *fds, size_t *nr_fds);
+/* memory.c: the table of what was mapped. */
+
+/* Space for it: 0, -EEXIST (something else lies there), 1 (the same is known), -ENOMEM. */
+int client_remember(struct vfuc *client, const vfuc_memory_t *memory);
+/* Forgets what lies wholly in the range; all of the space when whole is set. */
+void client_forget(struct vfuc *client, const vfuc_memory_t *range, bool whole);
+/* Copies between data and plain memory: 0, or -EFAULT when not all of it may be reached so. */
+int client_copy(struct vfuc *client, uint64_t iova, uint64_t len, void *data, bool to_memory);
+/* All of it; freed by the caller. -errno. */
+ssize_t client_list_memory(struct vfuc *client, vfuc_memory_t **list);
+void client_forget_all(struct vfuc *client);
+
+/* What a connection that was made again needs. 0 or -errno. */
+int client_send_map(struct vfuc *client, const vfuc_memory_t *memory);
+int client_restore_irqs(struct vfuc *client);
+void client_clear_irqs(struct vfuc *client);
+
+/* mapping.c: life_lock held. */
+int client_restore_mappings(struct vfuc *client);
+void client_unmap_all(struct vfuc *client);
+
+/* negotiate.c: over a socket that nobody else uses yet. 0 or -errno. */
+int client_negotiate(struct vfuc *client, vfuc_agreed_t *agreed);
+
+/* What is being received: its descriptors, and when it has to be complete. */
+struct inbox {
+    int fds[CLIENT_MAX_FDS];
+    size_t nr_fds;
+    uint64_t deadline; /* ms; 0: nothing has come yet */
+};
+
+/* Receives exactly len bytes. 0 or -errno: -EAGAIN when nothing has come for a while. */
+int client_receive_exact(struct vfuc *client, struct inbox *inbox, void *data, size_t len);
+void client_close_inbox(struct inbox *inbox);
 
 #endif /* VFUC_CLIENT_H */

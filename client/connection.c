@@ -3,13 +3,13 @@
 #include "client.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define DEFAULT_TIMEOUT_MS 10000
@@ -27,6 +27,19 @@ void client_log(struct vfuc *client, const char *fmt, ...)
     vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
     client->options.log(client->options.pvt, line);
+}
+
+uint64_t client_now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+bool client_on_receiver(struct vfuc *client)
+{
+    return pthread_equal(atomic_load(&client->receiver_self), pthread_self());
 }
 
 ssize_t client_result(ssize_t r)
@@ -61,9 +74,25 @@ static ssize_t send_some(struct vfuc *client, struct iovec *iov, size_t nr_iov, 
     return sendmsg(client->fd, &msg, MSG_NOSIGNAL);
 }
 
-static int send_all(struct vfuc *client, struct iovec *iov, size_t nr_iov, const int *fds,
-                    size_t nr_fds)
+static int send_error(int err)
 {
+    switch (err) {
+    case EPIPE:
+    case ECONNRESET:
+        return -ENOTCONN;
+    case EAGAIN:
+        return -ETIMEDOUT;
+    default:
+        return -err;
+    }
+}
+
+/* started: bytes have left, so the message has to follow them or the connection to end. */
+static int send_all(struct vfuc *client, struct iovec *iov, size_t nr_iov, const int *fds,
+                    size_t nr_fds, bool *started)
+{
+    uint64_t deadline = client_now_ms() + client->options.timeout_ms;
+
     while (nr_iov > 0) {
         ssize_t n = send_some(client, iov, nr_iov, fds, nr_fds);
 
@@ -71,9 +100,9 @@ static int send_all(struct vfuc *client, struct iovec *iov, size_t nr_iov, const
             continue;
         }
         if (n < 0) {
-            return errno == EPIPE || errno == ECONNRESET ? -ENOTCONN
-                   : errno == EAGAIN ? -ETIMEDOUT : -errno;
+            return send_error(errno);
         }
+        *started = true;
         nr_fds = 0;
         while (nr_iov > 0 && (size_t)n >= iov->iov_len) {
             n -= (ssize_t)iov->iov_len;
@@ -83,17 +112,31 @@ static int send_all(struct vfuc *client, struct iovec *iov, size_t nr_iov, const
         if (nr_iov > 0) {
             iov->iov_base = (char *)iov->iov_base + n;
             iov->iov_len -= (size_t)n;
+            if (client_now_ms() > deadline) {
+                return -ETIMEDOUT;
+            }
         }
     }
     return 0;
 }
 
-int client_send(struct vfuc *client, const struct vfio_user_header *hdr, const struct iovec *iov,
-                size_t nr_iov, const int *fds, size_t nr_fds)
+static bool is_current(struct vfuc *client, uint64_t epoch)
+{
+    bool current;
+
+    pthread_mutex_lock(&client->lock);
+    current = client->epoch == epoch && client->state != CLIENT_LOST;
+    pthread_mutex_unlock(&client->lock);
+    return current;
+}
+
+int client_send(struct vfuc *client, uint64_t epoch, const struct vfio_user_header *hdr,
+                const struct iovec *iov, size_t nr_iov, const int *fds, size_t nr_fds)
 {
     struct vfio_user_header out = *hdr;
     struct iovec parts[MAX_IOV];
-    int err;
+    bool started = false;
+    int err = -ENOTCONN;
 
     if (nr_iov >= MAX_IOV || nr_fds > CLIENT_MAX_FDS) {
         return -EINVAL;
@@ -108,14 +151,19 @@ int client_send(struct vfuc *client, const struct vfio_user_header *hdr, const s
     }
     parts[0] = (struct iovec){ &out, sizeof(out) };
     pthread_mutex_lock(&client->send_lock);
-    err = send_all(client, parts, 1 + nr_iov, fds, nr_fds);
+    if (is_current(client, epoch)) {
+        err = send_all(client, parts, 1 + nr_iov, fds, nr_fds, &started);
+    }
     pthread_mutex_unlock(&client->send_lock);
+    if (err < 0 && (started || err == -ENOTCONN || err == -ETIMEDOUT)) {
+        client_break(client, epoch);
+    }
     return err;
 }
 
 /* Receiving */
 
-static void take_fds(struct msghdr *msg, int *fds, size_t *nr_fds)
+static void take_fds(struct msghdr *msg, struct inbox *inbox)
 {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
         size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -127,8 +175,8 @@ static void take_fds(struct msghdr *msg, int *fds, size_t *nr_fds)
             int fd;
 
             memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-            if (*nr_fds < CLIENT_MAX_FDS) {
-                fds[(*nr_fds)++] = fd;
+            if (inbox->nr_fds < CLIENT_MAX_FDS) {
+                inbox->fds[inbox->nr_fds++] = fd;
             } else {
                 close(fd);
             }
@@ -136,34 +184,65 @@ static void take_fds(struct msghdr *msg, int *fds, size_t *nr_fds)
     }
 }
 
-int client_receive_exact(struct vfuc *client, void *data, size_t len, int *fds, size_t *nr_fds)
+static ssize_t receive_some(struct vfuc *client, struct inbox *inbox, void *data, size_t len)
+{
+    union {
+        char bytes[CMSG_SPACE(CLIENT_MAX_FDS * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = { data, len };
+    struct msghdr msg = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof(control.bytes),
+    };
+    ssize_t n = recvmsg(client->fd, &msg, MSG_CMSG_CLOEXEC);
+
+    if (n < 0) {
+        return errno == ECONNRESET ? -ENOTCONN : -errno;
+    }
+    take_fds(&msg, inbox);
+    if (msg.msg_flags & MSG_CTRUNC) {
+        client_log(client, "server sent more descriptors than the %u it may, or than there is "
+                   "room for: connection ended", CLIENT_MAX_FDS);
+        return -EPROTO;
+    }
+    return n > 0 ? n : -ENOTCONN;
+}
+
+/* A server that stops in the middle of a message, or sends it in crumbs, is not waited for. */
+int client_receive_exact(struct vfuc *client, struct inbox *inbox, void *data, size_t len)
 {
     size_t done = 0;
 
     while (done < len) {
-        union {
-            char bytes[CMSG_SPACE(CLIENT_MAX_FDS * sizeof(int))];
-            struct cmsghdr align;
-        } control;
-        struct iovec iov = { (char *)data + done, len - done };
-        struct msghdr msg = {
-            .msg_iov = &iov,
-            .msg_iovlen = 1,
-            .msg_control = control.bytes,
-            .msg_controllen = sizeof(control.bytes),
-        };
-        ssize_t n = recvmsg(client->fd, &msg, MSG_CMSG_CLOEXEC);
+        ssize_t n = receive_some(client, inbox, (char *)data + done, len - done);
 
-        if (n < 0 && errno == EINTR) {
+        if (n == -EINTR) {
             continue;
         }
-        if (n <= 0) {
-            return n == 0 || errno == ECONNRESET ? -ENOTCONN : -errno;
+        if (n < 0) {
+            return n == -EAGAIN && inbox->deadline != 0 ? -ETIMEDOUT : (int)n;
         }
-        take_fds(&msg, fds, nr_fds);
         done += (size_t)n;
+        if (inbox->deadline == 0) {
+            inbox->deadline = client_now_ms() + client->options.timeout_ms;
+        } else if (done < len && client_now_ms() > inbox->deadline) {
+            return -ETIMEDOUT;
+        }
     }
     return 0;
+}
+
+void client_close_inbox(struct inbox *inbox)
+{
+    for (size_t i = 0; i < inbox->nr_fds; i++) {
+        if (inbox->fds[i] != -1) {
+            close(inbox->fds[i]);
+        }
+    }
+    inbox->nr_fds = 0;
 }
 
 /* Life */
@@ -189,7 +268,7 @@ static int connect_socket(const char *path)
     return fd;
 }
 
-/* A server that does not read, or does not answer the first message, must not hold us. */
+/* Neither a server that does not read nor one that does not write holds us for ever. */
 static void set_timeouts(int fd, uint32_t ms)
 {
     const struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
@@ -198,29 +277,23 @@ static void set_timeouts(int fd, uint32_t ms)
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
 }
 
-static void receive_without_timeout(int fd)
+static void init_locks(struct vfuc *client)
 {
-    const struct timeval never = { 0 };
-
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &never, sizeof(never));
-}
-
-static struct vfuc *new_client(const vfuc_options_t *options)
-{
-    struct vfuc *client = calloc(1, sizeof(*client));
     pthread_condattr_t attr;
 
-    if (client == NULL) {
-        return NULL;
-    }
-    client->buf = malloc(CLIENT_MAX_MESSAGE);
-    client->memory = calloc(CLIENT_MAX_MEMORY, sizeof(*client->memory));
-    if (client->buf == NULL || client->memory == NULL) {
-        free(client->memory);
-        free(client->buf);
-        free(client);
-        return NULL;
-    }
+    pthread_mutex_init(&client->life_lock, NULL);
+    pthread_mutex_init(&client->send_lock, NULL);
+    pthread_mutex_init(&client->lock, NULL);
+    pthread_mutex_init(&client->memory_lock, NULL);
+    pthread_mutex_init(&client->irq_lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&client->cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static void set_options(struct vfuc *client, const vfuc_options_t *options)
+{
     if (options != NULL) {
         client->options = *options;
     }
@@ -231,18 +304,217 @@ static struct vfuc *new_client(const vfuc_options_t *options)
         client->options.max_data_xfer_size > CLIENT_MAX_DATA) {
         client->options.max_data_xfer_size = CLIENT_MAX_DATA;
     }
-    pthread_mutex_init(&client->send_lock, NULL);
-    pthread_mutex_init(&client->lock, NULL);
-    pthread_mutex_init(&client->memory_lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&client->cond, &attr);
-    pthread_condattr_destroy(&attr);
+}
+
+static struct vfuc *new_client(const char *path, const vfuc_options_t *options)
+{
+    struct vfuc *client = calloc(1, sizeof(*client));
+
+    if (client == NULL) {
+        return NULL;
+    }
+    client->buf = malloc(CLIENT_MAX_MESSAGE);
+    client->path = strdup(path);
+    if (client->buf == NULL || client->path == NULL) {
+        free(client->path);
+        free(client->buf);
+        free(client);
+        return NULL;
+    }
+    set_options(client, options);
+    init_locks(client);
     for (int i = 0; i < CLIENT_BUCKETS; i++) {
         LIST_INIT(&client->calls[i]);
     }
+    TAILQ_INIT(&client->unattended);
+    LIST_INIT(&client->mappings);
     client->fd = -1;
     return client;
+}
+
+static void free_client(struct vfuc *client)
+{
+    client_unmap_all(client);
+    client_forget_all(client);
+    client_clear_irqs(client);
+    pthread_cond_destroy(&client->cond);
+    pthread_mutex_destroy(&client->irq_lock);
+    pthread_mutex_destroy(&client->memory_lock);
+    pthread_mutex_destroy(&client->lock);
+    pthread_mutex_destroy(&client->send_lock);
+    pthread_mutex_destroy(&client->life_lock);
+    free(client->path);
+    free(client->buf);
+    free(client);
+}
+
+static void set_socket(struct vfuc *client, int fd)
+{
+    pthread_mutex_lock(&client->send_lock);
+    pthread_mutex_lock(&client->lock);
+    if (client->fd != -1) {
+        close(client->fd);
+    }
+    client->fd = fd;
+    client->epoch++;
+    memset(client->asked, 0, sizeof(client->asked));
+    pthread_mutex_unlock(&client->lock);
+    pthread_mutex_unlock(&client->send_lock);
+}
+
+/* Nobody is told when a connection is lost that was not whole again yet. */
+static void set_state(struct vfuc *client, enum client_state state)
+{
+    pthread_mutex_lock(&client->lock);
+    client->state = state;
+    client->restorer = pthread_self();
+    client->ending = state != CLIENT_CONNECTED;
+    pthread_mutex_unlock(&client->lock);
+}
+
+static void set_agreed(struct vfuc *client, const vfuc_agreed_t *agreed)
+{
+    pthread_mutex_lock(&client->lock);
+    client->agreed = *agreed;
+    pthread_mutex_unlock(&client->lock);
+    atomic_store(&client->max_data, agreed->max_data_xfer_size);
+    atomic_store(&client->write_multiple, agreed->write_multiple);
+}
+
+/* Ends the connection, if there is one, and whatever runs on it. life_lock held. */
+static void hang_up(struct vfuc *client)
+{
+    uint64_t epoch;
+
+    pthread_mutex_lock(&client->lock);
+    client->ending = true;
+    epoch = client->epoch;
+    pthread_mutex_unlock(&client->lock);
+    client_break(client, epoch);
+    if (client->receiving) {
+        pthread_join(client->receiver, NULL);
+        client->receiving = false;
+    }
+    set_socket(client, -1);
+}
+
+/* From a path to a connection on which commands may be sent. life_lock held. */
+static int establish(struct vfuc *client, enum client_state state)
+{
+    vfuc_agreed_t agreed;
+    int err = connect_socket(client->path);
+
+    if (err < 0) {
+        return err;
+    }
+    set_socket(client, err);
+    set_timeouts(client->fd, client->options.timeout_ms);
+    set_state(client, state);
+    err = client_negotiate(client, &agreed);
+    if (err == 0) {
+        set_agreed(client, &agreed);
+        err = -pthread_create(&client->receiver, NULL, client_receive, client);
+        client->receiving = err == 0;
+    }
+    if (err < 0) {
+        hang_up(client);
+    }
+    return err == -EAGAIN ? -ETIMEDOUT : err;
+}
+
+vfuc_t *vfuc_connect(const char *path, const vfuc_options_t *options)
+{
+    struct vfuc *client = new_client(path, options);
+    int err;
+
+    if (client == NULL) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    pthread_mutex_lock(&client->life_lock);
+    err = establish(client, CLIENT_CONNECTED);
+    pthread_mutex_unlock(&client->life_lock);
+    if (err < 0) {
+        free_client(client);
+        errno = -err;
+        return NULL;
+    }
+    return client;
+}
+
+/* Connecting again */
+
+static bool same_iommu(const vfuc_iommu_proposal_t *a, const vfuc_iommu_proposal_t *b)
+{
+    return a->pasid_bits == b->pasid_bits && a->pasid_exec == b->pasid_exec &&
+           a->pasid_priv == b->pasid_priv && a->ats_queue_depth == b->ats_queue_depth &&
+           a->ats_page_shift == b->ats_page_shift && a->ats_max_entries == b->ats_max_entries &&
+           a->pri_max_requests == b->pri_max_requests;
+}
+
+static int restore_memory(struct vfuc *client)
+{
+    vfuc_memory_t *list;
+    ssize_t n = client_list_memory(client, &list);
+    int err = n < 0 ? (int)n : 0;
+
+    for (ssize_t i = 0; i < n && err == 0; i++) {
+        err = client_send_map(client, &list[i]);
+    }
+    free(list);
+    return err;
+}
+
+static int restore(struct vfuc *client, const vfuc_agreed_t *before)
+{
+    int err;
+
+    if (!same_iommu(&before->iommu, &client->agreed.iommu)) {
+        client_log(client, "the server that came back agreed to another IOMMU than before");
+        return -ESTALE;
+    }
+    err = restore_memory(client);
+    err = err < 0 ? err : client_restore_irqs(client);
+    return err < 0 ? err : client_restore_mappings(client);
+}
+
+/* Unless the connection has been lost meanwhile. */
+static int finish_restoring(struct vfuc *client)
+{
+    int err = -ENOTCONN;
+
+    pthread_mutex_lock(&client->lock);
+    if (client->state == CLIENT_RESTORING) {
+        client->state = CLIENT_CONNECTED;
+        client->ending = false;
+        err = 0;
+    }
+    pthread_mutex_unlock(&client->lock);
+    return err;
+}
+
+int vfuc_reconnect(vfuc_t *client)
+{
+    vfuc_agreed_t before;
+    int err;
+
+    if (client_on_receiver(client)) {
+        return (int)client_result(-EDEADLK);
+    }
+    pthread_mutex_lock(&client->life_lock);
+    hang_up(client);
+    before = client->agreed;
+    err = establish(client, CLIENT_RESTORING);
+    if (err == 0) {
+        err = restore(client, &before);
+        err = err < 0 ? err : finish_restoring(client);
+        if (err < 0) {
+            set_agreed(client, &before);
+            hang_up(client);
+        }
+    }
+    pthread_mutex_unlock(&client->life_lock);
+    return (int)client_result(err);
 }
 
 void vfuc_disconnect(vfuc_t *client)
@@ -250,51 +522,19 @@ void vfuc_disconnect(vfuc_t *client)
     if (client == NULL) {
         return;
     }
-    client_break(client);
-    if (client->receiving) {
-        pthread_join(client->receiver, NULL);
+    if (client_on_receiver(client)) {
+        client_log(client, "vfuc_disconnect() inside a callback: ignored");
+        return;
     }
-    if (client->fd != -1) {
-        close(client->fd);
-    }
-    pthread_cond_destroy(&client->cond);
-    pthread_mutex_destroy(&client->memory_lock);
-    pthread_mutex_destroy(&client->lock);
-    pthread_mutex_destroy(&client->send_lock);
-    free(client->memory);
-    free(client->buf);
-    free(client);
-}
-
-vfuc_t *vfuc_connect(const char *path, const vfuc_options_t *options)
-{
-    struct vfuc *client = new_client(options);
-    int err;
-
-    if (client == NULL) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    err = connect_socket(path);
-    if (err >= 0) {
-        client->fd = err;
-        set_timeouts(client->fd, client->options.timeout_ms);
-        err = client_negotiate(client);
-    }
-    if (err >= 0) {
-        receive_without_timeout(client->fd);
-        err = -pthread_create(&client->receiver, NULL, client_receive, client);
-        client->receiving = err == 0;
-    }
-    if (err < 0) {
-        vfuc_disconnect(client);
-        errno = err == -EAGAIN ? ETIMEDOUT : -err;
-        return NULL;
-    }
-    return client;
+    pthread_mutex_lock(&client->life_lock);
+    hang_up(client);
+    pthread_mutex_unlock(&client->life_lock);
+    free_client(client);
 }
 
 void vfuc_agreed(vfuc_t *client, vfuc_agreed_t *agreed)
 {
+    pthread_mutex_lock(&client->lock);
     *agreed = client->agreed;
+    pthread_mutex_unlock(&client->lock);
 }

@@ -26,48 +26,7 @@ static size_t space_parts(const vfuc_memory_t *memory, struct vfio_user_pasid_pr
     return nr;
 }
 
-static bool same_space(const vfuc_memory_t *a, const vfuc_memory_t *b)
-{
-    return a->translated == b->translated && a->has_pasid == b->has_pasid &&
-           (!a->has_pasid || a->pasid == b->pasid);
-}
-
-static int remember(struct vfuc *client, const vfuc_memory_t *memory)
-{
-    int err = 0;
-
-    if (memory->vaddr == NULL) {
-        return 0;
-    }
-    pthread_mutex_lock(&client->memory_lock);
-    if (client->nr_memory == CLIENT_MAX_MEMORY) {
-        err = -ENOSPC;
-    } else {
-        client->memory[client->nr_memory++] = *memory;
-    }
-    pthread_mutex_unlock(&client->memory_lock);
-    return err;
-}
-
-/* What lies wholly in a range of a space; all of the space when whole is set. */
-static void forget(struct vfuc *client, const vfuc_memory_t *range, bool whole)
-{
-    pthread_mutex_lock(&client->memory_lock);
-    for (size_t i = 0; i < client->nr_memory;) {
-        const vfuc_memory_t *m = &client->memory[i];
-
-        if (same_space(m, range) &&
-            (whole || (m->iova >= range->iova &&
-                       m->iova + (m->size - 1) <= range->iova + (range->size - 1)))) {
-            client->memory[i] = client->memory[--client->nr_memory];
-        } else {
-            i++;
-        }
-    }
-    pthread_mutex_unlock(&client->memory_lock);
-}
-
-int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
+int client_send_map(struct vfuc *client, const vfuc_memory_t *memory)
 {
     struct vfio_user_dma_map map = {
         .argsz = sizeof(map),
@@ -79,7 +38,7 @@ int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
     };
     struct vfio_user_pasid_prefix prefix;
     struct iovec out[2];
-    struct client_command command = {
+    const struct client_command command = {
         .cmd = VFIO_USER_DMA_MAP,
         .flags = space_flags(memory),
         .out = out,
@@ -87,21 +46,29 @@ int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
         .fds = &memory->fd,
         .nr_fds = memory->fd != -1,
     };
-    ssize_t r;
+    ssize_t r = client_call(client, &command);
+
+    return r < 0 ? (int)r : 0;
+}
+
+int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
+{
+    int known, err;
 
     if (memory->size == 0 || memory->size - 1 > UINT64_MAX - memory->iova ||
         (memory->fd == -1 && memory->vaddr == NULL)) {
         return (int)client_result(-EINVAL);
     }
     /* Before the server knows it: the device may ask for it at once. */
-    r = remember(client, memory);
-    if (r == 0) {
-        r = client_call(client, &command);
-        if (r < 0) {
-            forget(client, memory, false);
-        }
+    known = client_remember(client, memory);
+    if (known < 0) {
+        return (int)client_result(known);
     }
-    return r < 0 ? (int)client_result(r) : 0;
+    err = client_send_map(client, memory);
+    if (err < 0 && known == 0) {
+        client_forget(client, memory, false);
+    }
+    return (int)client_result(err);
 }
 
 /* What comes with an unmap when the dirty pages are asked for. */
@@ -142,10 +109,13 @@ static int unmap(struct vfuc *client, const vfuc_memory_t *range, bool all,
         command.nr_in = 3;
     }
     r = client_call(client, &command);
+    if (r >= 0 || r == -ENOTCONN || r == -ETIMEDOUT) {
+        /* A connection that has ended took the mapping along: the next one does not get it. */
+        client_forget(client, range, all);
+    }
     if (r < 0) {
         return (int)r;
     }
-    forget(client, range, all);
     if (dirty != NULL && ((size_t)r != full || head.size != dirty->head.size)) {
         client_log(client, "reply of %zd bytes to DMA_UNMAP, %zu were expected", r, full);
         return -EPROTO;
@@ -155,7 +125,7 @@ static int unmap(struct vfuc *client, const vfuc_memory_t *range, bool all,
 
 int vfuc_dma_unmap(vfuc_t *client, const vfuc_memory_t *memory)
 {
-    if (memory->size == 0) {
+    if (memory->size == 0 || memory->size - 1 > UINT64_MAX - memory->iova) {
         return (int)client_result(-EINVAL);
     }
     return (int)client_result(unmap(client, memory, false, NULL));
@@ -169,7 +139,8 @@ int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t p
         .bits = bitmap,
     };
 
-    if (dirty.head.size == 0 || bitmap_size < dirty.head.size) {
+    if (dirty.head.size == 0 || bitmap_size < dirty.head.size ||
+        memory->size - 1 > UINT64_MAX - memory->iova) {
         return (int)client_result(-EINVAL);
     }
     if (dirty.head.size > CLIENT_MAX_DATA - sizeof(dirty.head)) {
@@ -192,63 +163,41 @@ uint64_t vfuc_dma_messages(vfuc_t *client)
 
 /* Answering the server */
 
-/* Where len bytes at an address are here; NULL when not all of them may be reached so. */
-static uint8_t *reach(struct vfuc *client, uint64_t addr, uint64_t len, int prot)
+static bool malformed(struct vfuc *client, const struct vfio_user_dma_region_access *access,
+                      bool write, size_t len)
 {
-    for (size_t i = 0; i < client->nr_memory; i++) {
-        const vfuc_memory_t *m = &client->memory[i];
-
-        if (!m->translated && !m->has_pasid && addr >= m->iova && addr - m->iova < m->size &&
-            len <= m->size - (addr - m->iova) && (m->prot & prot) == prot) {
-            return (uint8_t *)m->vaddr + (addr - m->iova);
-        }
-    }
-    return NULL;
+    return len < sizeof(*access) || access->count == 0 ||
+           access->count > client->options.max_data_xfer_size ||
+           len != sizeof(*access) + (write ? access->count : 0);
 }
 
 void client_serve_dma(struct vfuc *client, const struct vfio_user_header *hdr, uint8_t *payload,
                       size_t len)
 {
     bool write = hdr->cmd == VFIO_USER_DMA_WRITE;
-    struct vfio_user_dma_region_access access;
-    struct vfio_user_header out = {
-        .msg_id = hdr->msg_id,
-        .cmd = hdr->cmd,
-        .flags = VFIO_USER_F_TYPE_REPLY,
-    };
-    struct iovec iov[2] = { { &access, sizeof(access) } };
-    uint8_t *memory;
+    uint8_t *data = payload + sizeof(struct vfio_user_dma_region_access);
+    struct vfio_user_dma_region_access access = { .count = 0 };
+    struct iovec iov[2] = { { &access, sizeof(access) }, { data, 0 } };
 
-    memset(&access, 0, sizeof(access));
     if (len >= sizeof(access)) {
         memcpy(&access, payload, sizeof(access));
     }
-    if (len < sizeof(access) || access.count > client->options.max_data_xfer_size ||
-        len != sizeof(access) + (write ? access.count : 0)) {
+    if (malformed(client, &access, write, len)) {
         client_log(client, "server's DMA of %llu bytes in a message of %zu is malformed",
                    (unsigned long long)access.count, len);
-        vfuc_reply(client, hdr->msg_id, hdr->cmd, EINVAL, NULL, 0);
+        client_answer(client, hdr, EINVAL, NULL, 0);
         return;
     }
-    /* The lock is held until the bytes have been moved: an unmap means that they are not. */
-    pthread_mutex_lock(&client->memory_lock);
-    memory = reach(client, access.addr, access.count, write ? PROT_WRITE : PROT_READ);
-    if (memory != NULL && write) {
-        memcpy(memory, payload + sizeof(access), access.count);
-    } else if (memory != NULL) {
-        memcpy(payload, memory, access.count);
-        iov[1] = (struct iovec){ payload, access.count };
-    }
-    pthread_mutex_unlock(&client->memory_lock);
-    if (memory == NULL) {
+    if (client_copy(client, access.addr, access.count, data, write) < 0) {
         client_log(client, "server's DMA of %llu bytes at 0x%llx is not allowed",
                    (unsigned long long)access.count, (unsigned long long)access.addr);
-        vfuc_reply(client, hdr->msg_id, hdr->cmd, EFAULT, NULL, 0);
+        client_answer(client, hdr, EFAULT, NULL, 0);
         return;
     }
     atomic_fetch_add(&client->dma_messages, 1);
     if (write && client->options.written != NULL) {
         client->options.written(client->options.pvt, access.addr, access.count);
     }
-    client_send(client, &out, iov, write ? 1 : 2, NULL, 0);
+    iov[1].iov_len = write ? 0 : access.count;
+    client_answer(client, hdr, 0, iov, write ? 1 : 2);
 }

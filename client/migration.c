@@ -57,7 +57,7 @@ int vfuc_migration_set_state(vfuc_t *client, uint32_t state)
 /* What one message may carry: neither side's limit is exceeded. */
 static size_t chunk_size(struct vfuc *client)
 {
-    return MIN(client->agreed.max_data_xfer_size, client->options.max_data_xfer_size);
+    return MIN(atomic_load(&client->max_data), client->options.max_data_xfer_size);
 }
 
 /* The reply may be as long as what was asked for, whatever size says. */

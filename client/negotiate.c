@@ -11,6 +11,7 @@
 #define MAJOR 0
 #define MINOR 2
 #define MAX_ANSWER 65536
+#define MAX_DEPTH 8
 #define DEFAULT_PAGE_SIZE 4096 /* of dirty pages, when the server names none */
 
 static struct json_object *child(struct json_object *obj, const char *name)
@@ -140,10 +141,29 @@ static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *pro
     return err;
 }
 
-static int read_answer(struct vfuc *client, const char *text)
+/* The text has to be one object and nothing else. NULL: it is not. */
+static struct json_object *parse(const char *text)
 {
-    struct json_object *root = json_tokener_parse(text), *caps, *part;
-    vfuc_agreed_t *agreed = &client->agreed;
+    struct json_tokener *tokener = json_tokener_new_ex(MAX_DEPTH);
+    struct json_object *root = NULL;
+    size_t len = strlen(text);
+
+    if (tokener == NULL) {
+        return NULL;
+    }
+    json_tokener_set_flags(tokener, JSON_TOKENER_STRICT);
+    root = json_tokener_parse_ex(tokener, text, (int)len + 1);
+    if (json_tokener_get_parse_end(tokener) < len) {
+        json_object_put(root);
+        root = NULL;
+    }
+    json_tokener_free(tokener);
+    return root;
+}
+
+static int read_answer(struct vfuc *client, const char *text, vfuc_agreed_t *agreed)
+{
+    struct json_object *root = parse(text), *caps, *part;
     int err = json_object_is_type(root, json_type_object) ? 0 : -EPROTO;
 
     err = err < 0 ? err : get_object(root, "capabilities", &caps);
@@ -168,7 +188,7 @@ static int read_answer(struct vfuc *client, const char *text)
 
 static int check_answer(const struct vfio_user_header *hdr)
 {
-    if (hdr->cmd != VFIO_USER_VERSION || hdr->msg_size < sizeof(*hdr) ||
+    if (hdr->msg_id != 0 || hdr->cmd != VFIO_USER_VERSION || hdr->msg_size < sizeof(*hdr) ||
         (hdr->flags & VFIO_USER_F_TYPE_MASK) != VFIO_USER_F_TYPE_REPLY) {
         return -EPROTO;
     }
@@ -182,56 +202,71 @@ static int check_answer(const struct vfio_user_header *hdr)
     return 0;
 }
 
-static int receive_answer(struct vfuc *client)
+/* The length of what follows the header, in client->buf, or -errno. */
+static ssize_t receive_answer(struct vfuc *client)
 {
-    struct vfio_user_header hdr;
-    struct vfio_user_version version;
-    int fds[CLIENT_MAX_FDS];
-    size_t nr_fds = 0, len = 0;
-    int err = client_receive_exact(client, &hdr, sizeof(hdr), fds, &nr_fds);
+    struct inbox inbox = { .deadline = client_now_ms() + client->options.timeout_ms };
+    struct vfio_user_header hdr = { 0 };
+    int err = client_receive_exact(client, &inbox, &hdr, sizeof(hdr));
 
     err = err < 0 ? err : check_answer(&hdr);
     if (err == 0) {
-        len = hdr.msg_size - sizeof(hdr);
-        err = client_receive_exact(client, client->buf, len, fds, &nr_fds);
+        err = client_receive_exact(client, &inbox, client->buf, hdr.msg_size - sizeof(hdr));
     }
-    while (nr_fds > 0) {
-        close(fds[--nr_fds]);
-    }
-    if (err < 0) {
-        return err;
+    client_close_inbox(&inbox);
+    return err < 0 ? err : (ssize_t)(hdr.msg_size - sizeof(hdr));
+}
+
+static int receive_agreed(struct vfuc *client, vfuc_agreed_t *agreed)
+{
+    struct vfio_user_version version;
+    ssize_t len = receive_answer(client);
+
+    if (len < 0) {
+        return (int)len;
     }
     memcpy(&version, client->buf, sizeof(version));
     if (version.major != MAJOR || version.minor > MINOR) {
         client_log(client, "server speaks version %u.%u", version.major, version.minor);
         return -EPROTO;
     }
-    if (len == sizeof(version)) {
+    if ((size_t)len == sizeof(version)) {
         return 0;
     }
-    if (client->buf[len - 1] != '\0') {
+    if (client->buf[len - 1] != '\0' ||
+        strlen((char *)client->buf + sizeof(version)) != (size_t)len - sizeof(version) - 1) {
         return -EPROTO;
     }
-    return read_answer(client, (const char *)client->buf + sizeof(version));
+    return read_answer(client, (const char *)client->buf + sizeof(version), agreed);
 }
 
-int client_negotiate(struct vfuc *client)
+static int send_proposal(struct vfuc *client)
 {
     struct json_object *root = proposal(client);
     const char *text = json_object_to_json_string_ext(root, JSON_C_TO_STRING_PLAIN);
     struct vfio_user_version version = { .major = MAJOR, .minor = MINOR };
     const struct vfio_user_header hdr = { .cmd = VFIO_USER_VERSION };
     struct iovec out[2] = { { &version, sizeof(version) } };
+    uint64_t epoch;
     int err = -ENOMEM;
 
-    client->agreed.max_msg_fds = 1;
-    client->agreed.max_data_xfer_size = VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE;
     if (text != NULL) {
         out[1] = (struct iovec){ (void *)text, strlen(text) + 1 };
-        err = client_send(client, &hdr, out, 2, NULL, 0);
+        err = client_epoch(client, &epoch);
+        err = err < 0 ? err : client_send(client, epoch, &hdr, out, 2, NULL, 0);
     }
     json_object_put(root);
-    err = err < 0 ? err : receive_answer(client);
+    return err;
+}
+
+int client_negotiate(struct vfuc *client, vfuc_agreed_t *agreed)
+{
+    int err = send_proposal(client);
+
+    memset(agreed, 0, sizeof(*agreed));
+    agreed->max_msg_fds = 1;
+    agreed->max_data_xfer_size = VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE;
+    err = err < 0 ? err : receive_agreed(client, agreed);
     if (err == -EPROTO) {
         client_log(client, "server's answer to VERSION makes no sense");
     }

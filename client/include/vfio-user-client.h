@@ -4,12 +4,21 @@
  *
  * A client has a receiver thread of its own, which matches replies to commands and answers the
  * server's DMA_READ and DMA_WRITE at once, so a caller that waits never keeps the server waiting.
- * Every function may be called by any thread, unless it says otherwise. The server is not trusted:
- * what it sends is checked, and a reply that does not fit is EPROTO.
+ *
+ * Threads. Every function may be called by any thread, any number of them at a time, unless it says
+ * otherwise. Callbacks run on the receiver thread, with no lock of the library held. They may call
+ * what does not wait: vfuc_reply(), vfuc_agreed(), vfuc_dma_messages(), the functions named _start
+ * and _post; whatever waits for the server returns EDEADLK there. They must not call
+ * vfuc_region_munmap(), and vfuc_disconnect() does nothing there.
+ *
+ * The server is not trusted: what it sends is checked, and a reply that does not fit is EPROTO.
+ * It can hold a caller for the timeout, and no longer.
  *
  * Functions return 0 or a count, or -1 with errno. Common to all that send a command:
- * ENOTCONN: the connection has ended. ETIMEDOUT: no reply in time, and the connection was ended.
- * EPROTO: the reply was malformed. Any other: what the server answered.
+ * ENOTCONN: the connection has ended: vfuc_reconnect(). ETIMEDOUT: no reply in time, and the
+ * connection was ended. EPROTO: the reply was malformed. EDEADLK: inside a callback.
+ * EAGAIN: 32768 commands are in flight. EINVAL: an argument, or the server's opinion of it.
+ * EMSGSIZE: more than a message carries. Any other: what the server answered.
  */
 #ifndef VFIO_USER_CLIENT_H
 #define VFIO_USER_CLIENT_H
@@ -57,6 +66,12 @@ typedef struct vfuc_options {
      */
     void (*written)(void *pvt, uint64_t iova, uint64_t len);
     struct vfuc_unit *unit; /* NULL: none */
+    /*
+     * The connection has ended, and not by vfuc_disconnect() or vfuc_reconnect(). On the receiver
+     * thread, after the last other callback: have another thread call vfuc_reconnect(). error is
+     * ENOTCONN (the server has gone), EPROTO, ETIMEDOUT or another errno.
+     */
+    void (*lost)(void *pvt, int error);
 } vfuc_options_t;
 
 /* What was agreed on. */
@@ -80,6 +95,21 @@ vfuc_t *vfuc_connect(const char *path, const vfuc_options_t *options);
 
 /* Ends the connection and frees the client. No other call may be under way. NULL is ignored. */
 void vfuc_disconnect(vfuc_t *client);
+
+/*
+ * Connects again to the server at the same path, after the connection was lost or to end it: a
+ * server that was restarted finds the memory and the eventfds as they were set up, and mapped
+ * regions are mapped again at their addresses. Descriptors in use must still be open. What the
+ * device holds (its registers, migration state, page logging) is the caller's matter.
+ *
+ * Commands of other threads get ENOTCONN until this has returned 0. What was to be unmapped or
+ * taken away while there was no connection does not come back.
+ *
+ * ECONNREFUSED, ENOENT: the server is not there yet; try again. ESTALE: it agrees to another IOMMU
+ * or has other areas to map than before: not the same device. Others as vfuc_connect(). After a
+ * failure there is no connection.
+ */
+int vfuc_reconnect(vfuc_t *client);
 
 /* What the server agreed to. */
 void vfuc_agreed(vfuc_t *client, vfuc_agreed_t *agreed);
@@ -107,7 +137,7 @@ typedef struct vfuc_region_info {
     vfuc_mmap_area_t areas[VFUC_MAX_AREAS];
 } vfuc_region_info_t;
 
-/* EINVAL: no such region. The caller closes info->fd. */
+/* EINVAL: no such region. E2BIG: more than VFUC_MAX_AREAS. The caller closes info->fd. */
 int vfuc_region_info(vfuc_t *client, uint32_t region, vfuc_region_info_t *info);
 
 /* Reads or writes count bytes of a region by message; at most the agreed transfer size. */
@@ -119,12 +149,125 @@ int vfuc_region_write(vfuc_t *client, uint32_t region, uint64_t offset, const vo
 int vfuc_region_post(vfuc_t *client, uint32_t region, uint64_t offset, const void *data,
                      size_t count);
 
+/* A write of 1 to 8 bytes. */
+typedef struct vfuc_write {
+    uint64_t offset;
+    uint32_t region;
+    uint32_t count;
+    uint8_t data[8];
+} vfuc_write_t;
+
+/* Writes that nobody waits for, in this order, in as few messages as the server takes. */
+int vfuc_region_post_many(vfuc_t *client, const vfuc_write_t *writes, size_t nr_writes);
+
+/*
+ * The end of a command that nobody waits for: error is 0 or an errno. On the receiver thread,
+ * exactly once; payload is valid during the call.
+ */
+typedef void (vfuc_done_t)(void *pvt, int error, const void *payload, size_t len);
+
+/*
+ * As vfuc_region_read() and vfuc_region_write(), without waiting; payload is what was read. An
+ * error of these calls means that done is not called. A reply that never comes ends the connection
+ * after one to two timeouts.
+ */
+int vfuc_region_read_start(vfuc_t *client, uint32_t region, uint64_t offset, size_t count,
+                           vfuc_done_t *done, void *pvt);
+int vfuc_region_write_start(vfuc_t *client, uint32_t region, uint64_t offset, const void *data,
+                            size_t count, vfuc_done_t *done, void *pvt);
+
+/*
+ * Mapped regions
+ */
+
+typedef struct vfuc_mapping vfuc_mapping_t;
+
+typedef struct vfuc_mapped_area {
+    uint64_t offset, size; /* within the region */
+    void *vaddr;
+} vfuc_mapped_area_t;
+
+/*
+ * Maps what of a region may be mapped, which is nothing of most: then all of it goes by messages.
+ * A server that shortens the file afterwards makes accesses to the areas SIGBUS.
+ *
+ * @prot: PROT_READ, PROT_WRITE: what the areas are mapped for.
+ *
+ * Returns the mapping, to be freed by vfuc_region_munmap(), or NULL with errno: those of
+ * vfuc_region_info() and mmap(2). EPROTO: areas that are not in the file, or not at a page's start.
+ */
+vfuc_mapping_t *vfuc_region_mmap(vfuc_t *client, uint32_t region, int prot);
+
+/* NULL is ignored. vfuc_disconnect() does it for those that are left. */
+void vfuc_region_munmap(vfuc_mapping_t *mapping);
+
+/* Stores up to max areas, and returns how many there are. They stay where they are. */
+uint32_t vfuc_mapping_areas(vfuc_mapping_t *mapping, vfuc_mapped_area_t *areas, uint32_t max);
+
+/* Where count bytes from offset on are mapped; NULL when not all of them are, in one area. */
+void *vfuc_mapping_at(vfuc_mapping_t *mapping, uint64_t offset, uint64_t count);
+
+/*
+ * Access to any part of the region and of any length: in place where it is mapped, by messages
+ * elsewhere. Aligned accesses of 2, 4 and 8 bytes are single ones.
+ */
+int vfuc_mapping_read(vfuc_mapping_t *mapping, uint64_t offset, void *data, size_t count);
+int vfuc_mapping_write(vfuc_mapping_t *mapping, uint64_t offset, const void *data, size_t count);
+
+/*
+ * Writes that the hypervisor turns into signals (GET_REGION_IO_FDS), for KVM_IOEVENTFD
+ */
+
+typedef struct vfuc_ioeventfd {
+    uint64_t offset, size; /* within the region */
+    uint64_t datamatch;
+    uint64_t shadow_offset; /* in shadow_fd */
+    uint32_t flags; /* KVM_IOEVENTFD_FLAG_* */
+    uint32_t type; /* VFIO_USER_IO_FD_TYPE_* */
+    int fd; /* -1: none */
+    int shadow_fd; /* the file that gets the value written; -1: none */
+} vfuc_ioeventfd_t;
+
+/*
+ * Returns how many there are; they are stored if that is at most max, and are the caller's then,
+ * for vfuc_close_ioeventfds(). E2BIG: more than 1024.
+ */
+int vfuc_region_ioeventfds(vfuc_t *client, uint32_t region, vfuc_ioeventfd_t *list, uint32_t max);
+void vfuc_close_ioeventfds(vfuc_ioeventfd_t *list, uint32_t count);
+
+/*
+ * PCI configuration space
+ */
+
+int vfuc_config_read(vfuc_t *client, uint32_t offset, void *data, size_t count);
+int vfuc_config_write(vfuc_t *client, uint32_t offset, const void *data, size_t count);
+
+typedef struct vfuc_capability {
+    uint16_t id; /* PCI_CAP_ID_*, PCI_EXT_CAP_ID_* of <linux/pci_regs.h> */
+    uint16_t offset;
+    uint8_t version; /* of extended ones */
+    bool extended;
+} vfuc_capability_t;
+
+/*
+ * The capabilities in the order of their lists, the extended ones last. Stores up to max and
+ * returns how many there are. EPROTO: a list that leads nowhere, or in a circle.
+ */
+int vfuc_config_capabilities(vfuc_t *client, vfuc_capability_t *list, uint32_t max);
+
+/* The offset of the first one with an id. ENOENT: there is none. */
+int vfuc_config_find(vfuc_t *client, bool extended, uint16_t id);
+
+/*
+ * Interrupts
+ */
+
 /* The number of interrupts of a type (VFIO_PCI_*_IRQ_INDEX), or -1. */
 int vfuc_irq_count(vfuc_t *client, uint32_t type);
 
 /*
- * Has the device signal eventfds for the interrupts start .. start + count - 1 of a type. The
- * descriptors stay the caller's. NULL takes the eventfds away again.
+ * Has the device signal eventfds for the interrupts start .. start + count - 1 of a type, which
+ * end at 2048. The descriptors stay the caller's. -1 takes that eventfd away again, NULL all.
  */
 int vfuc_irq_set_eventfds(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count,
                           const int *eventfds);
@@ -132,7 +275,10 @@ int vfuc_irq_mask(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count,
 /* No interrupts of this type any more. */
 int vfuc_irq_disable(vfuc_t *client, uint32_t type);
 
-/* Memory that the device may reach. */
+/*
+ * Memory that the device may reach
+ */
+
 typedef struct vfuc_memory {
     uint64_t iova;
     uint64_t size; /* bytes */
@@ -145,7 +291,7 @@ typedef struct vfuc_memory {
     uint32_t pasid;
 } vfuc_memory_t;
 
-/* Up to 4096 ranges that are answered by messages. ENOSPC above that. */
+/* EEXIST: something else is mapped there. */
 int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory);
 /* Takes back what lies in the range; waits until the device has let go. space: as it was mapped. */
 int vfuc_dma_unmap(vfuc_t *client, const vfuc_memory_t *memory);
@@ -248,12 +394,14 @@ int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t p
 ssize_t vfuc_command(vfuc_t *client, uint16_t cmd, uint32_t flags, const void *request,
                      size_t request_size, void *reply, size_t reply_size);
 
-/* The same without waiting: done is called on the receiver thread, with error 0 or an errno. */
-typedef void (vfuc_done_t)(void *pvt, int error, const void *payload, size_t len);
+/* The same without waiting. */
 int vfuc_command_start(vfuc_t *client, uint16_t cmd, uint32_t flags, const void *request,
                        size_t request_size, vfuc_done_t *done, void *pvt);
 
-/* Answers a command of the server: error is 0 or an errno. */
+/*
+ * Answers a command of the server: error is 0 or an errno. ENOENT: there is no such command on this
+ * connection, or it was answered.
+ */
 int vfuc_reply(vfuc_t *client, uint16_t id, uint16_t cmd, int error, const void *payload,
                size_t len);
 

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Regions mapped into this process: what may be is, the rest goes by messages. */
+#include "client.h"
+
+#include <errno.h>
+#include <linux/vfio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/param.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct vfuc_mapping {
+    struct vfuc *client;
+    uint32_t region;
+    int prot;
+    uint32_t nr_areas;
+    vfuc_mapped_area_t areas[VFUC_MAX_AREAS];
+    LIST_ENTRY(vfuc_mapping) link;
+};
+
+/* A region without areas that may be mapped is one area. */
+static void whole_region(vfuc_region_info_t *info)
+{
+    if (!(info->flags & VFIO_REGION_INFO_FLAG_MMAP) || info->fd == -1) {
+        info->nr_areas = 0;
+    } else if (!(info->flags & VFIO_REGION_INFO_FLAG_CAPS) && info->size > 0) {
+        info->nr_areas = 1;
+        info->areas[0] = (vfuc_mmap_area_t){ 0, info->size };
+    }
+}
+
+/* What the server offers has to be there: an access behind the end of a file is SIGBUS. */
+static int check_areas(struct vfuc *client, uint32_t region, const vfuc_region_info_t *info)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    struct stat st;
+
+    if (info->nr_areas == 0) {
+        return 0;
+    }
+    if (fstat(info->fd, &st) == -1) {
+        return -errno;
+    }
+    for (uint32_t i = 0; i < info->nr_areas; i++) {
+        uint64_t offset = info->fd_offset + info->areas[i].offset;
+
+        if (offset % page != 0 || offset > INT64_MAX ||
+            (S_ISREG(st.st_mode) && ((uint64_t)st.st_size < offset ||
+                                     (uint64_t)st.st_size - offset < info->areas[i].size))) {
+            client_log(client, "region %u: area at 0x%llx of 0x%llx bytes is not a page's start, "
+                       "or not in the file", region, (unsigned long long)info->areas[i].offset,
+                       (unsigned long long)info->areas[i].size);
+            return -EPROTO;
+        }
+    }
+    return 0;
+}
+
+static int map_area(const vfuc_region_info_t *info, uint32_t i, int prot, vfuc_mapped_area_t *area)
+{
+    const vfuc_mmap_area_t *from = &info->areas[i];
+    void *vaddr = mmap(area->vaddr, from->size, prot,
+                       MAP_SHARED | (area->vaddr != NULL ? MAP_FIXED : 0), info->fd,
+                       (off_t)(info->fd_offset + from->offset));
+
+    if (vaddr == MAP_FAILED) {
+        return -errno;
+    }
+    *area = (vfuc_mapped_area_t){ from->offset, from->size, vaddr };
+    return 0;
+}
+
+static void unmap_areas(struct vfuc_mapping *mapping)
+{
+    for (uint32_t i = 0; i < mapping->nr_areas; i++) {
+        munmap(mapping->areas[i].vaddr, mapping->areas[i].size);
+    }
+    mapping->nr_areas = 0;
+}
+
+static int map_areas(struct vfuc_mapping *mapping, const vfuc_region_info_t *info)
+{
+    int err = 0;
+
+    for (uint32_t i = 0; i < info->nr_areas && err == 0; i++) {
+        mapping->areas[i].vaddr = NULL;
+        err = map_area(info, i, mapping->prot, &mapping->areas[i]);
+        mapping->nr_areas += err == 0;
+    }
+    return err;
+}
+
+/* The areas of a region, checked; the caller closes info->fd. */
+static int ask(struct vfuc *client, uint32_t region, vfuc_region_info_t *info)
+{
+    int err;
+
+    if (vfuc_region_info(client, region, info) < 0) {
+        return -errno;
+    }
+    whole_region(info);
+    err = check_areas(client, region, info);
+    if (err < 0) {
+        close(info->fd);
+    }
+    return err;
+}
+
+static int fill(struct vfuc_mapping *mapping)
+{
+    vfuc_region_info_t info;
+    int err = ask(mapping->client, mapping->region, &info);
+
+    if (err < 0) {
+        return err;
+    }
+    err = map_areas(mapping, &info);
+    if (err < 0) {
+        unmap_areas(mapping);
+    }
+    if (info.fd != -1) {
+        close(info.fd);
+    }
+    return err;
+}
+
+vfuc_mapping_t *vfuc_region_mmap(vfuc_t *client, uint32_t region, int prot)
+{
+    struct vfuc_mapping *mapping;
+    int err = -EDEADLK;
+
+    if (client_on_receiver(client) || prot == 0 || (prot & ~(PROT_READ | PROT_WRITE)) != 0) {
+        errno = client_on_receiver(client) ? EDEADLK : EINVAL;
+        return NULL;
+    }
+    mapping = calloc(1, sizeof(*mapping));
+    if (mapping == NULL) {
+        return NULL;
+    }
+    mapping->client = client;
+    mapping->region = region;
+    mapping->prot = prot;
+    pthread_mutex_lock(&client->life_lock);
+    err = fill(mapping);
+    if (err == 0) {
+        LIST_INSERT_HEAD(&client->mappings, mapping, link);
+    }
+    pthread_mutex_unlock(&client->life_lock);
+    if (err < 0) {
+        free(mapping);
+        errno = -err;
+        return NULL;
+    }
+    return mapping;
+}
+
+void vfuc_region_munmap(vfuc_mapping_t *mapping)
+{
+    struct vfuc *client;
+
+    if (mapping == NULL) {
+        return;
+    }
+    client = mapping->client;
+    pthread_mutex_lock(&client->life_lock);
+    LIST_REMOVE(mapping, link);
+    pthread_mutex_unlock(&client->life_lock);
+    unmap_areas(mapping);
+    free(mapping);
+}
+
+void client_unmap_all(struct vfuc *client)
+{
+    struct vfuc_mapping *mapping;
+
+    while ((mapping = LIST_FIRST(&client->mappings)) != NULL) {
+        LIST_REMOVE(mapping, link);
+        unmap_areas(mapping);
+        free(mapping);
+    }
+}
+
+/* In place: others have the addresses. */
+static int restore_mapping(struct vfuc_mapping *mapping)
+{
+    vfuc_region_info_t info;
+    int err = ask(mapping->client, mapping->region, &info);
+
+    if (err < 0) {
+        return err;
+    }
+    if (info.nr_areas != mapping->nr_areas) {
+        err = -ESTALE;
+    }
+    for (uint32_t i = 0; i < mapping->nr_areas && err == 0; i++) {
+        if (info.areas[i].offset != mapping->areas[i].offset ||
+            info.areas[i].size != mapping->areas[i].size) {
+            err = -ESTALE;
+        }
+    }
+    for (uint32_t i = 0; i < mapping->nr_areas && err == 0; i++) {
+        err = map_area(&info, i, mapping->prot, &mapping->areas[i]);
+    }
+    if (err == -ESTALE) {
+        client_log(mapping->client, "region %u of the server that came back has other areas",
+                   mapping->region);
+    }
+    if (info.fd != -1) {
+        close(info.fd);
+    }
+    return err;
+}
+
+int client_restore_mappings(struct vfuc *client)
+{
+    struct vfuc_mapping *mapping;
+    int err = 0;
+
+    LIST_FOREACH (mapping, &client->mappings, link) {
+        err = err < 0 ? err : restore_mapping(mapping);
+    }
+    return err;
+}
+
+/* Access */
+
+uint32_t vfuc_mapping_areas(vfuc_mapping_t *mapping, vfuc_mapped_area_t *areas, uint32_t max)
+{
+    memcpy(areas, mapping->areas, MIN(max, mapping->nr_areas) * sizeof(*areas));
+    return mapping->nr_areas;
+}
+
+/*
+ * Where an offset is mapped, or NULL; and for how many bytes from there on that is so, at most
+ * count.
+ */
+static uint8_t *locate(const struct vfuc_mapping *mapping, uint64_t offset, uint64_t *count)
+{
+    for (uint32_t i = 0; i < mapping->nr_areas; i++) {
+        const vfuc_mapped_area_t *area = &mapping->areas[i];
+
+        if (offset >= area->offset && offset - area->offset < area->size) {
+            *count = MIN(*count, area->size - (offset - area->offset));
+            return (uint8_t *)area->vaddr + (offset - area->offset);
+        }
+        if (area->offset > offset) {
+            *count = MIN(*count, area->offset - offset);
+        }
+    }
+    return NULL;
+}
+
+void *vfuc_mapping_at(vfuc_mapping_t *mapping, uint64_t offset, uint64_t count)
+{
+    uint64_t mapped = count;
+    uint8_t *at = locate(mapping, offset, &mapped);
+
+    return mapped == count ? at : NULL;
+}
+
+/* A register is accessed once and whole, as the bus would: memcpy() promises neither. */
+static void copy(void *to, const void *from, size_t count)
+{
+    bool aligned = ((uintptr_t)to | (uintptr_t)from) % count == 0;
+
+    if (count == 8 && aligned) {
+        *(volatile uint64_t *)to = *(const volatile uint64_t *)from;
+    } else if (count == 4 && aligned) {
+        *(volatile uint32_t *)to = *(const volatile uint32_t *)from;
+    } else if (count == 2 && aligned) {
+        *(volatile uint16_t *)to = *(const volatile uint16_t *)from;
+    } else {
+        memcpy(to, from, count);
+    }
+}
+
+/* The caller's side may be anywhere: by way of a word of our own. */
+static void access_mapped(uint8_t *at, uint8_t *data, size_t count, bool is_write)
+{
+    uint64_t word;
+
+    if (count > sizeof(word)) {
+        memcpy(is_write ? at : data, is_write ? data : at, count);
+    } else if (is_write) {
+        memcpy(&word, data, count);
+        copy(at, &word, count);
+    } else {
+        copy(&word, at, count);
+        memcpy(data, &word, count);
+    }
+}
+
+static int access_region(vfuc_mapping_t *mapping, uint64_t offset, uint8_t *data, size_t count,
+                         bool is_write)
+{
+    if (count > UINT64_MAX - offset) {
+        return (int)client_result(-EINVAL);
+    }
+    while (count > 0) {
+        uint64_t n = count;
+        uint8_t *at = locate(mapping, offset, &n);
+        int r = 0;
+
+        if (at != NULL && (mapping->prot & (is_write ? PROT_WRITE : PROT_READ))) {
+            access_mapped(at, data, n, is_write);
+        } else {
+            n = MIN(n, atomic_load(&mapping->client->max_data));
+            r = is_write
+                    ? vfuc_region_write(mapping->client, mapping->region, offset, data, n)
+                    : vfuc_region_read(mapping->client, mapping->region, offset, data, n);
+        }
+        if (r < 0) {
+            return -1;
+        }
+        offset += n;
+        data += n;
+        count -= n;
+    }
+    return 0;
+}
+
+int vfuc_mapping_read(vfuc_mapping_t *mapping, uint64_t offset, void *data, size_t count)
+{
+    return access_region(mapping, offset, data, count, false);
+}
+
+int vfuc_mapping_write(vfuc_mapping_t *mapping, uint64_t offset, const void *data, size_t count)
+{
+    return access_region(mapping, offset, (uint8_t *)data, count, true);
+}
