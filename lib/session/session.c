@@ -365,20 +365,27 @@ static enum step run_waiting(struct session *s)
     if (req != NULL) {
         return serve_unlocked(s, req) ? STEP_SERVED : STEP_ROUTED;
     }
-    if (s->twin.open && !s->twin.reading && channel_pump(s, &s->twin) > 0) {
-        return STEP_ROUTED;
-    }
     return STEP_NOTHING;
 }
 
-/* While held, commands park and replies go on. Lock held. */
-static int run_held(struct session *s)
+static enum step run_twin(struct session *s)
 {
-    int r;
+    if (!s->twin.open || s->twin.reading) {
+        return STEP_NOTHING;
+    }
+    return channel_pump(s, &s->twin) > 0 ? STEP_ROUTED : STEP_NOTHING;
+}
+
+/* While held, commands park and replies go on: those of one receive call. Lock held. */
+static int run_held(struct session *s, bool worked)
+{
+    int r = 0;
 
     channel_acquire(s, &s->main);
     channel_release(s, &s->main);
-    r = channel_pump(s, &s->main);
+    if (!worked) {
+        r = channel_pump(s, &s->main);
+    }
     return r > 0 ? STEP_ROUTED : r < 0 ? r : -EBUSY;
 }
 
@@ -410,21 +417,28 @@ static int run_socket(struct session *s, enum session_run_mode mode, bool worked
 int session_run(struct session *s, enum session_run_mode mode)
 {
     int served = 0, r;
-    bool handled = false;
+    bool handled = false, held_read = false;
+    bool twin_turn = true; /* the sockets take turns: neither can be flooded to starve the other */
 
     pthread_mutex_lock(&s->lock);
     s->running = true;
     s->control = pthread_self();
     do {
         r = run_waiting(s);
+        if (r == STEP_NOTHING && twin_turn) {
+            twin_turn = false;
+            r = run_twin(s);
+        }
         if (r == STEP_NOTHING) {
             if (!s->main.open || s->broken != 0) {
                 r = -ENOTCONN;
             } else if (s->held) {
-                r = run_held(s);
+                r = run_held(s, held_read);
+                held_read = true;
             } else {
                 r = run_socket(s, mode, handled);
                 handled = true;
+                twin_turn = true;
             }
         }
         served += r == STEP_SERVED;

@@ -459,6 +459,41 @@ static void test_two_replies_at_once(void **state)
     assert_int_equal(reply[0], 0);
 }
 
+/* Each reply to nothing is logged, and that sends the next one: a client that never pauses. */
+static void log_and_send(struct vfu_ctx *ctx, int level, const char *line)
+{
+    struct fixture *f = (struct fixture *)ctx;
+
+    (void)level;
+    (void)line;
+    if (++f->dispatched < 1000) {
+        send_message(f->twin != -1 ? f->twin : f->peer, 9, VFIO_USER_DMA_READ,
+                     VFIO_USER_F_TYPE_REPLY, 0, 16);
+    }
+}
+
+static void flood(struct fixture *f, int expected)
+{
+    f->log.fn = log_and_send;
+    log_and_send((struct vfu_ctx *)f, 0, NULL);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), expected);
+    assert_in_range(f->dispatched, 2, 3);
+    f->log.fn = NULL;
+}
+
+static void test_flood_on_the_twin(void **state)
+{
+    flood(*state, 0);
+}
+
+static void test_flood_while_held(void **state)
+{
+    struct fixture *f = *state;
+
+    session_hold(&f->session);
+    flood(f, -EBUSY);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -473,6 +508,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_bad_frame_during_a_send, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deadline_passes_during_a_send, setup, teardown),
         cmocka_unit_test_setup_teardown(test_two_replies_at_once, setup_with_twin, teardown),
+        cmocka_unit_test_setup_teardown(test_flood_on_the_twin, setup_with_twin, teardown),
+        cmocka_unit_test_setup_teardown(test_flood_while_held, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
