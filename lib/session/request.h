@@ -20,6 +20,7 @@ struct request {
     struct session *session;
     uint64_t epoch; /* of the connection it came by */
     struct vfio_user_header hdr;
+    bool checked; /* by the rules of the wire, and payload is behind the prefix */
     bool tagged; /* has a PASID prefix */
     uint32_t pasid;
     uint32_t pasid_attrs;

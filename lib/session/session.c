@@ -212,16 +212,31 @@ static void strip_prefix(struct request *req)
     req->len -= sizeof(prefix);
 }
 
+/* Once: a request that dispatch has put off comes here again. */
+static int check(struct session *s, struct request *req)
+{
+    int err;
+
+    if (req->checked) {
+        return 0;
+    }
+    err = wire_check_request(&req->hdr, req->payload, req->len, &s->features, s->log);
+    if (err == 0) {
+        strip_prefix(req);
+        req->checked = true;
+    }
+    return err;
+}
+
 /* True when the request came as far as dispatch. */
 static bool serve(struct session *s, struct request *req)
 {
-    int err = wire_check_request(&req->hdr, req->payload, req->len, &s->features, s->log);
+    int err = check(s, req);
 
     if (err < 0) {
         request_finish(req, err);
         return false;
     }
-    strip_prefix(req);
     err = s->ops->dispatch(s->owner, req);
     if (err != REQUEST_DEFERRED) {
         request_finish(req, err);

@@ -67,7 +67,7 @@ static int open_stream(struct stream *stream)
 static int setup_session(void **state, bool twin)
 {
     static struct fixture fixture;
-    const struct wire_features features = { 0 };
+    const struct wire_features features = { .pasid = true, .pasid_bits = 20 };
     struct stream stream, twin_stream;
 
     memset(&fixture, 0, sizeof(fixture));
@@ -494,6 +494,52 @@ static void test_flood_while_held(void **state)
     flood(f, -EBUSY);
 }
 
+/* Put off and let through */
+
+static struct request *put_off;
+
+static int dispatch_later(void *owner, struct request *req)
+{
+    struct fixture *f = owner;
+
+    assert_true(req->tagged);
+    assert_int_equal(req->pasid, 0x77777);
+    assert_int_equal(req->len, 32);
+    assert_int_equal(req->payload[0], 0x77);
+    if (f->dispatched++ > 0) {
+        return 0;
+    }
+    put_off = request_detach(req);
+    session_hold(&f->session);
+    return REQUEST_DEFERRED;
+}
+
+static void test_prefix_of_a_request_put_off(void **state)
+{
+    static const struct session_ops later = { .dispatch = dispatch_later };
+    uint8_t message[sizeof(struct vfio_user_header) + 40];
+    struct fixture *f = *state;
+    struct vfio_user_header hdr = {
+        .msg_id = 3,
+        .cmd = VFIO_USER_DMA_MAP,
+        .msg_size = sizeof(message),
+        .flags = VFIO_USER_F_PASID,
+    };
+    const struct vfio_user_pasid_prefix prefix = { .pasid = 0x77777 };
+
+    memset(message, 0x77, sizeof(message));
+    memcpy(message, &hdr, sizeof(hdr));
+    memcpy(message + sizeof(hdr), &prefix, sizeof(prefix));
+    f->session.ops = &later;
+    assert_int_equal(send(f->peer, message, sizeof(message), 0), sizeof(message));
+    assert_int_equal(session_run(&f->session, RUN_ONCE), -EBUSY);
+    session_release(&f->session, put_off);
+    assert_int_equal(session_run(&f->session, RUN_BUFFERED), 1);
+    assert_int_equal(f->dispatched, 2);
+    hdr = peer_receives(f);
+    assert_int_equal(hdr.error_no, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -510,6 +556,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_two_replies_at_once, setup_with_twin, teardown),
         cmocka_unit_test_setup_teardown(test_flood_on_the_twin, setup_with_twin, teardown),
         cmocka_unit_test_setup_teardown(test_flood_while_held, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_prefix_of_a_request_put_off, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
