@@ -811,6 +811,7 @@ static void test_refused(void **state)
         struct exchange *x = *state;
         const struct refused_case *c = &table[i];
 
+        memset(x->stream.buf, 0, 64); /* a NUL that was not sent must not do */
         peer_sends(x, &c->hdr, sizeof(c->hdr));
         if (c->told && c->hdr.msg_size > sizeof(c->hdr)) {
             peer_sends(x, c->payload, c->hdr.msg_size - sizeof(c->hdr));
