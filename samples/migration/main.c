@@ -182,6 +182,8 @@ static bool run(const struct options *options)
         return false;
     }
     program[n] = '\0';
+    /* Progress is for whoever waits for it, by a pipe too. */
+    setvbuf(stdout, NULL, _IOLBF, 0);
     catch_signals();
     ok = run_in(directory, program, options) && !interrupted;
     rmdir(directory);

@@ -52,7 +52,6 @@ static void report(const char *what, const char *fmt, ...)
     vprintf(fmt, ap);
     va_end(ap);
     putchar('\n');
-    fflush(stdout);
 }
 
 /*
