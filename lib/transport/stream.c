@@ -2,10 +2,14 @@
 #include "transport/stream.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* What is kept beyond one message of the largest size, so that small ones arrive in batches. */
@@ -262,6 +266,49 @@ static ssize_t send_with_fds(struct stream *s, const struct iovec *iov, size_t n
     return sendmsg(s->tx_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* write() as MSG_NOSIGNAL would have it: a pipe that nobody reads any more is no reason to die. */
+static ssize_t write_unsignalled(int fd, const void *buf, size_t len)
+{
+    const struct timespec now = { 0 };
+    sigset_t sigpipe, old, pending;
+    ssize_t n;
+    int err;
+
+    sigemptyset(&sigpipe);
+    sigaddset(&sigpipe, SIGPIPE);
+    sigpending(&pending);
+    pthread_sigmask(SIG_BLOCK, &sigpipe, &old);
+    n = write(fd, buf, len);
+    err = errno;
+    if (n < 0 && err == EPIPE && !sigismember(&pending, SIGPIPE)) {
+        sigtimedwait(&sigpipe, NULL, &now);
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    errno = err;
+    return n;
+}
+
+/* A pipe that is writable takes PIPE_BUF bytes without waiting, but not more. */
+static ssize_t send_pipe(struct stream *s, const struct iovec *iov, size_t nr_iov)
+{
+    struct pollfd pfd = { .fd = s->tx_fd, .events = POLLOUT };
+    char buf[PIPE_BUF];
+    size_t len = 0;
+
+    for (size_t i = 0; i < nr_iov && len < sizeof(buf); i++) {
+        size_t room = sizeof(buf) - len;
+        size_t part = iov[i].iov_len < room ? iov[i].iov_len : room;
+
+        memcpy(buf + len, iov[i].iov_base, part);
+        len += part;
+    }
+    if (poll(&pfd, 1, 0) == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return write_unsignalled(s->tx_fd, buf, len);
+}
+
 ssize_t stream_send(struct stream *s, const struct iovec *iov, size_t nr_iov, const int *fds,
                     size_t nr_fds)
 {
@@ -271,7 +318,7 @@ ssize_t stream_send(struct stream *s, const struct iovec *iov, size_t nr_iov, co
         return -EINVAL;
     }
     if (!s->is_socket) {
-        n = writev(s->tx_fd, iov, (int)nr_iov);
+        n = send_pipe(s, iov, nr_iov);
     } else if (nr_fds > 0) {
         n = send_with_fds(s, iov, nr_iov, fds, nr_fds);
     } else {
