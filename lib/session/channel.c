@@ -247,8 +247,6 @@ int channel_next(struct session *s, struct channel *ch, struct vfio_user_header 
 void channel_take(struct session *s, struct channel *ch, const struct vfio_user_header *hdr,
                   struct request *req, int fds[STREAM_MAX_FDS])
 {
-    bool lost;
-
     memset(req, 0, sizeof(*req));
     req->session = s;
     req->epoch = ch->epoch;
@@ -256,11 +254,7 @@ void channel_take(struct session *s, struct channel *ch, const struct vfio_user_
     req->payload = (uint8_t *)stream_data(&ch->stream) + sizeof(*hdr);
     req->len = hdr->msg_size - sizeof(*hdr);
     req->fds = fds;
-    stream_consume(&ch->stream, hdr->msg_size, fds, &req->nr_fds, &lost);
-    if (lost) {
-        log_err(s->log, "%s id %u: some of its descriptors could not be received (out of them?)",
-                command_name(hdr->cmd), hdr->msg_id);
-    }
+    stream_consume(&ch->stream, hdr->msg_size, fds, &req->nr_fds, &req->fds_lost);
 }
 
 static int reply_error(const struct vfio_user_header *hdr)

@@ -28,6 +28,7 @@ struct request {
     size_t len;
     int *fds; /* an entry that is taken over becomes -1; the others are closed */
     size_t nr_fds;
+    bool fds_lost; /* more came with it, and could not be received */
 
     struct iovec reply[2]; /* the payload of the success reply */
     size_t nr_reply;

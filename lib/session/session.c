@@ -221,6 +221,11 @@ static int check(struct session *s, struct request *req)
         return 0;
     }
     err = wire_check_request(&req->hdr, req->payload, req->len, &s->features, s->log);
+    if (err == 0 && req->fds_lost && command_rule(req->hdr.cmd)->max_fds > 0) {
+        log_err(s->log, "%s id %u: only %zu of its descriptors could be received: out of them?",
+                command_name(req->hdr.cmd), req->hdr.msg_id, req->nr_fds);
+        err = -EMFILE;
+    }
     if (err == 0) {
         strip_prefix(req);
         req->checked = true;

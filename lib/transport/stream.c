@@ -15,6 +15,13 @@
 /* What is kept beyond one message of the largest size, so that small ones arrive in batches. */
 #define STREAM_SLACK (64u * 1024u)
 
+static void close_fd(int fd)
+{
+    if (fd != -1) {
+        close(fd);
+    }
+}
+
 int stream_open(struct stream *s, int rx_fd, int tx_fd, bool is_socket, size_t max_message)
 {
     memset(s, 0, sizeof(*s));
@@ -33,7 +40,7 @@ int stream_open(struct stream *s, int rx_fd, int tx_fd, bool is_socket, size_t m
 void stream_close(struct stream *s)
 {
     for (size_t i = 0; i < s->nr_fds; i++) {
-        close(s->fds[i].fd);
+        close_fd(s->fds[i].fd);
     }
     s->nr_fds = 0;
     if (s->tx_fd != -1 && s->tx_fd != s->rx_fd) {
@@ -95,17 +102,19 @@ void stream_unpin(struct stream *s)
     s->pinned = NULL;
 }
 
+/* fd is -1 for what was lost. */
 static void keep_fd(struct stream *s, int fd)
 {
-    if (s->nr_fds == sizeof(s->fds) / sizeof(s->fds[0])) {
-        close(fd);
-        s->fds_lost = true;
-        return;
+    bool full = s->nr_fds == sizeof(s->fds) / sizeof(s->fds[0]);
+    struct stream_fd *slot = &s->fds[full ? s->nr_fds - 1 : s->nr_fds++];
+
+    if (full) {
+        /* More than any message may have, and it is not complete yet. */
+        close_fd(slot->fd);
+        close_fd(fd);
+        fd = -1;
     }
-    s->fds[s->nr_fds++] = (struct stream_fd){
-        .pos = s->pos + stream_buffered(s) - 1,
-        .fd = fd,
-    };
+    *slot = (struct stream_fd){ .pos = s->pos + stream_buffered(s) - 1, .fd = fd };
 }
 
 static void keep_fds(struct stream *s, struct msghdr *msg)
@@ -125,7 +134,7 @@ static void keep_fds(struct stream *s, struct msghdr *msg)
         }
     }
     if (msg->msg_flags & MSG_CTRUNC) {
-        s->fds_lost = true;
+        keep_fd(s, -1);
     }
 }
 
@@ -196,8 +205,11 @@ void stream_consume(struct stream *s, size_t n, int *fds, size_t *nr_fds, bool *
     uint64_t end = s->pos + n;
     size_t taken = 0, i;
 
+    *lost = false;
     for (i = 0; i < s->nr_fds && s->fds[i].pos < end; i++) {
-        if (taken < STREAM_MAX_FDS) {
+        if (s->fds[i].fd == -1) {
+            *lost = true;
+        } else if (taken < STREAM_MAX_FDS) {
             fds[taken++] = s->fds[i].fd;
         } else {
             close(s->fds[i].fd);
@@ -208,8 +220,6 @@ void stream_consume(struct stream *s, size_t n, int *fds, size_t *nr_fds, bool *
         memmove(s->fds, s->fds + i, s->nr_fds * sizeof(s->fds[0]));
     }
     *nr_fds = taken;
-    *lost = s->fds_lost;
-    s->fds_lost = false;
     s->head += n;
     s->pos = end;
 }

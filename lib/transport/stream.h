@@ -17,7 +17,7 @@
  *
  * A descriptor is tagged with the position in the stream of the last byte that was received with
  * it: the kernel ends a receive behind the data that carries descriptors, so that byte lies in
- * the message that the sender attached them to.
+ * the message that the sender attached them to. Where some were lost, fd is -1.
  *
  * Receiving: one thread at a time (the caller sees to it). Sending: one thread at a time.
  */
@@ -37,7 +37,6 @@ struct stream {
     uint64_t pos; /* the position in the stream of head */
     struct stream_fd fds[2 * STREAM_MAX_FDS];
     size_t nr_fds;
-    bool fds_lost; /* the kernel could not deliver all (out of descriptors) */
     uint8_t *pinned; /* an older buffer that somebody still reads; see stream_make_room() */
     bool pin;
 };
@@ -76,7 +75,7 @@ ssize_t stream_peek(struct stream *s, void *buf, size_t len);
 
 /*
  * Moves past n buffered bytes and hands out the descriptors that came with them, at most
- * STREAM_MAX_FDS; any more are closed. *lost tells that some could not be received.
+ * STREAM_MAX_FDS; any more are closed. *lost tells that some of theirs could not be received.
  */
 void stream_consume(struct stream *s, size_t n, int *fds, size_t *nr_fds, bool *lost);
 
