@@ -157,6 +157,22 @@ static int check_unmap(struct vfu_ctx *ctx, const struct request *req,
     return -EINVAL;
 }
 
+/* Would dma_unmap() succeed? A report clears what it reports, so nothing may fail behind it. */
+static bool holds_whole_regions(struct dma_space *space, struct range range)
+{
+    const struct dma_entry *region = dma_region_at_or_after(space, range.first);
+    bool found = false;
+
+    while (region != NULL && dma_region_range(region).first <= range.last) {
+        if (!range_contains(range, dma_region_range(region))) {
+            return false;
+        }
+        found = true;
+        region = dma_region_next(space, region);
+    }
+    return found;
+}
+
 static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_space *space,
                        const struct vfio_user_dma_unmap *in, const struct vfio_user_bitmap *bitmap,
                        uint8_t *bits, struct dma_drain *drain)
@@ -172,7 +188,7 @@ static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_spac
                 req->hdr.msg_id, (unsigned long long)in->addr, (unsigned long long)in->size);
         return -ENOENT;
     }
-    if (in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP) {
+    if (in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP && holds_whole_regions(space, range)) {
         err = dma_dirty_report(space, range, bitmap->pgsize, bits, bitmap->size);
     }
     return err < 0 ? err : dma_unmap(space, range, tell_device, ctx, drain);
