@@ -205,8 +205,7 @@ struct backend_queue *backend_queue_uring(unsigned depth, char *why, size_t why_
     ret = init_ring(&queue->ring, depth);
     if (ret < 0) {
         /* EPERM: containers, seccomp, kernel.io_uring_disabled. ENOSYS: not in this kernel. */
-        snprintf(why, why_len, "io_uring is refused (%s): files are served by blocking calls",
-                 strerror(-ret));
+        snprintf(why, why_len, "io_uring is refused: %s", strerror(-ret));
         free(queue);
         return NULL;
     }
@@ -220,7 +219,7 @@ struct backend_queue *backend_queue_uring(unsigned depth, char *why, size_t why_
 struct backend_queue *backend_queue_uring(unsigned depth, char *why, size_t why_len)
 {
     (void)depth;
-    snprintf(why, why_len, "built without liburing: files are served by blocking calls");
+    snprintf(why, why_len, "built without liburing");
     return NULL;
 }
 
