@@ -3,17 +3,19 @@
 #include "client.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define OPERATIONS (VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET)
 
 /* One message; up to room bytes of what follows the head of the reply are stored in data. */
-static ssize_t feature(struct vfuc *client, uint32_t flags, void *data, size_t size, size_t room)
+static ssize_t exchange(struct vfuc *client, uint32_t flags, const void *sent, size_t size,
+                        void *data, size_t room)
 {
     const size_t largest = CLIENT_MAX_MESSAGE - sizeof(struct vfio_user_header);
     struct vfio_user_device_feature head = { .flags = flags };
     struct vfio_user_device_feature reply;
-    const struct iovec out[] = { { &head, sizeof(head) }, { data, size } };
+    const struct iovec out[] = { { &head, sizeof(head) }, { (void *)sent, size } };
     const struct iovec in[] = { { &reply, sizeof(reply) }, { data, room } };
     const struct client_command command = {
         .cmd = VFIO_USER_DEVICE_FEATURE,
@@ -37,6 +39,25 @@ static ssize_t feature(struct vfuc *client, uint32_t flags, void *data, size_t s
         return -EPROTO;
     }
     return r - (ssize_t)sizeof(reply);
+}
+
+/* Data that is sent and replaced is sent from a copy: a reply may come before all has been sent. */
+static ssize_t feature(struct vfuc *client, uint32_t flags, void *data, size_t size, size_t room)
+{
+    void *copy;
+    ssize_t r;
+
+    if (size == 0 || room == 0) {
+        return exchange(client, flags, data, size, data, room);
+    }
+    copy = malloc(size);
+    if (copy == NULL) {
+        return -ENOMEM;
+    }
+    memcpy(copy, data, size);
+    r = exchange(client, flags, copy, size, data, room);
+    free(copy);
+    return r;
 }
 
 ssize_t client_feature_get(struct vfuc *client, uint32_t number, void *data, size_t size,
