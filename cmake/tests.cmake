@@ -118,3 +118,9 @@ vfu_executables(test/device vfio-user Threads::Threads)
 if(TARGET sample-edu-demo)
     add_test(NAME samples/edu-demo COMMAND sample-edu-demo)
 endif()
+if(TARGET sample-nvme AND TARGET sample-nvme-host)
+    add_test(NAME stress/nvme-verify COMMAND
+        ${PROJECT_SOURCE_DIR}/test/stress/nvme-verify ${PROJECT_BINARY_DIR} 2)
+    set_tests_properties(stress/nvme-verify PROPERTIES TIMEOUT 120
+        ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/test/tsan.supp")
+endif()
