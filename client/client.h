@@ -146,7 +146,7 @@ struct client_command {
     size_t nr_out;
     const int *fds;
     size_t nr_fds;
-    const struct iovec *in; /* where the reply goes; what does not fit is dropped */
+    const struct iovec *in; /* where the reply goes, not to out; what does not fit is dropped */
     size_t nr_in;
     int *reply_fds; /* room for max_reply_fds; the rest is closed */
     size_t max_reply_fds;
@@ -171,9 +171,9 @@ int client_start(struct vfuc *client, const struct client_start *start);
 /* -1 and errno, or the value. */
 ssize_t client_result(ssize_t r);
 
-/* feature.c: size bytes go out, up to room come in. The length of the feature's data, or -errno. */
-ssize_t client_feature_get(struct vfuc *client, uint32_t number, void *data, size_t size,
-                           size_t room);
+/* feature.c: the length of what came in, or -errno. */
+ssize_t client_feature_get(struct vfuc *client, uint32_t number, const void *data, size_t size,
+                           void *answer, size_t room);
 int client_feature_set(struct vfuc *client, uint32_t number, const void *data, size_t size);
 
 /* The receiver thread. */

@@ -10,8 +10,9 @@
 
 int vfuc_device_info(vfuc_t *client, vfuc_device_info_t *info)
 {
-    struct vfio_user_device_info wire = { .argsz = sizeof(wire) };
-    ssize_t r = vfuc_command(client, VFIO_USER_DEVICE_GET_INFO, 0, &wire, sizeof(wire), &wire,
+    const struct vfio_user_device_info request = { .argsz = sizeof(request) };
+    struct vfio_user_device_info wire;
+    ssize_t r = vfuc_command(client, VFIO_USER_DEVICE_GET_INFO, 0, &request, sizeof(request), &wire,
                              sizeof(wire));
 
     if (r < 0) {

@@ -59,28 +59,33 @@ int vfuc_dirty_stop(vfuc_t *client)
 static int report(struct vfuc *client, uint64_t iova, uint64_t size, uint64_t page_size,
                   void *bitmap, uint64_t bitmap_size)
 {
-    struct vfio_user_device_feature_dma_logging_report *data;
-    size_t full = sizeof(*data) + bitmap_size;
-    ssize_t r = -EMSGSIZE;
+    const struct vfio_user_device_feature_dma_logging_report request = {
+        .iova = iova,
+        .length = size,
+        .page_size = page_size,
+    };
+    struct vfio_user_device_feature_dma_logging_report *answer;
+    size_t full = sizeof(*answer) + bitmap_size;
+    ssize_t r;
 
-    data = bitmap_size > CLIENT_MAX_DATA ? NULL : malloc(full);
-    if (data == NULL) {
-        return bitmap_size > CLIENT_MAX_DATA ? -EMSGSIZE : -ENOMEM;
+    if (bitmap_size > CLIENT_MAX_DATA - sizeof(*answer)) {
+        return -EMSGSIZE;
     }
-    data->iova = iova;
-    data->length = size;
-    data->page_size = page_size;
-    r = client_feature_get(client, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, data, sizeof(*data),
-                           full);
-    if (r >= 0 && ((size_t)r != full || data->iova != iova || data->length != size)) {
+    answer = malloc(full);
+    if (answer == NULL) {
+        return -ENOMEM;
+    }
+    r = client_feature_get(client, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, &request,
+                           sizeof(request), answer, full);
+    if (r >= 0 && ((size_t)r != full || answer->iova != iova || answer->length != size)) {
         client_log(client, "dirty pages at 0x%llx: a report of %zd bytes, %zu were expected",
                    (unsigned long long)iova, r, full);
         r = -EPROTO;
     }
     if (r >= 0) {
-        memcpy(bitmap, data->bitmap, bitmap_size);
+        memcpy(bitmap, answer->bitmap, bitmap_size);
     }
-    free(data);
+    free(answer);
     return r < 0 ? (int)r : 0;
 }
 

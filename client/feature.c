@@ -3,20 +3,22 @@
 #include "client.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define OPERATIONS (VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET)
 
-/* One message; up to room bytes of what follows the head of the reply are stored in data. */
-static ssize_t exchange(struct vfuc *client, uint32_t flags, const void *sent, size_t size,
-                        void *data, size_t room)
+/*
+ * One message; up to room bytes of what follows the head of the reply are stored. Not where data
+ * lies: a server may answer before the whole command has been read.
+ */
+static ssize_t feature(struct vfuc *client, uint32_t flags, const void *data, size_t size,
+                       void *answer, size_t room)
 {
     const size_t largest = CLIENT_MAX_MESSAGE - sizeof(struct vfio_user_header);
     struct vfio_user_device_feature head = { .flags = flags };
     struct vfio_user_device_feature reply;
-    const struct iovec out[] = { { &head, sizeof(head) }, { (void *)sent, size } };
-    const struct iovec in[] = { { &reply, sizeof(reply) }, { data, room } };
+    const struct iovec out[] = { { &head, sizeof(head) }, { (void *)data, size } };
+    const struct iovec in[] = { { &reply, sizeof(reply) }, { answer, room } };
     const struct client_command command = {
         .cmd = VFIO_USER_DEVICE_FEATURE,
         .out = out,
@@ -41,36 +43,17 @@ static ssize_t exchange(struct vfuc *client, uint32_t flags, const void *sent, s
     return r - (ssize_t)sizeof(reply);
 }
 
-/* Data that is sent and replaced is sent from a copy: a reply may come before all has been sent. */
-static ssize_t feature(struct vfuc *client, uint32_t flags, void *data, size_t size, size_t room)
-{
-    void *copy;
-    ssize_t r;
-
-    if (size == 0 || room == 0) {
-        return exchange(client, flags, data, size, data, room);
-    }
-    copy = malloc(size);
-    if (copy == NULL) {
-        return -ENOMEM;
-    }
-    memcpy(copy, data, size);
-    r = exchange(client, flags, copy, size, data, room);
-    free(copy);
-    return r;
-}
-
-ssize_t client_feature_get(struct vfuc *client, uint32_t number, void *data, size_t size,
-                           size_t room)
+ssize_t client_feature_get(struct vfuc *client, uint32_t number, const void *data, size_t size,
+                           void *answer, size_t room)
 {
     return feature(client, (number & VFIO_DEVICE_FEATURE_MASK) | VFIO_DEVICE_FEATURE_GET, data,
-                   size, room);
+                   size, answer, room);
 }
 
 int client_feature_set(struct vfuc *client, uint32_t number, const void *data, size_t size)
 {
-    ssize_t r = feature(client, (number & VFIO_DEVICE_FEATURE_MASK) | VFIO_DEVICE_FEATURE_SET,
-                        (void *)data, size, 0);
+    ssize_t r = feature(client, (number & VFIO_DEVICE_FEATURE_MASK) | VFIO_DEVICE_FEATURE_SET, data,
+                        size, NULL, 0);
 
     return r < 0 ? (int)r : 0;
 }
@@ -80,17 +63,18 @@ int vfuc_feature_probe(vfuc_t *client, uint32_t number, uint32_t operations)
     ssize_t r = -EINVAL;
 
     if (number <= VFIO_DEVICE_FEATURE_MASK && (operations & ~(uint32_t)OPERATIONS) == 0) {
-        r = feature(client, number | operations | VFIO_DEVICE_FEATURE_PROBE, NULL, 0, 0);
+        r = feature(client, number | operations | VFIO_DEVICE_FEATURE_PROBE, NULL, 0, NULL, 0);
     }
     return r < 0 ? (int)client_result(r) : 0;
 }
 
-ssize_t vfuc_feature_get(vfuc_t *client, uint32_t number, void *data, size_t size, size_t room)
+ssize_t vfuc_feature_get(vfuc_t *client, uint32_t number, const void *data, size_t size,
+                         void *answer, size_t room)
 {
-    if (number > VFIO_DEVICE_FEATURE_MASK || size > room) {
+    if (number > VFIO_DEVICE_FEATURE_MASK) {
         return client_result(-EINVAL);
     }
-    return client_result(client_feature_get(client, number, data, size, room));
+    return client_result(client_feature_get(client, number, data, size, answer, room));
 }
 
 int vfuc_feature_set(vfuc_t *client, uint32_t number, const void *data, size_t size)

@@ -15,9 +15,10 @@
 
 int vfuc_irq_count(vfuc_t *client, uint32_t type)
 {
-    struct vfio_irq_info info = { .argsz = sizeof(info), .index = type };
-    ssize_t r = vfuc_command(client, VFIO_USER_DEVICE_GET_IRQ_INFO, 0, &info, sizeof(info), &info,
-                             sizeof(info));
+    const struct vfio_irq_info request = { .argsz = sizeof(request), .index = type };
+    struct vfio_irq_info info;
+    ssize_t r = vfuc_command(client, VFIO_USER_DEVICE_GET_IRQ_INFO, 0, &request, sizeof(request),
+                             &info, sizeof(info));
 
     if (r < 0) {
         return -1;

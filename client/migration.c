@@ -10,7 +10,8 @@
 int vfuc_migration_flags(vfuc_t *client, uint64_t *flags)
 {
     struct vfio_user_device_feature_migration data;
-    ssize_t r = client_feature_get(client, VFIO_DEVICE_FEATURE_MIGRATION, &data, 0, sizeof(data));
+    ssize_t r = client_feature_get(client, VFIO_DEVICE_FEATURE_MIGRATION, NULL, 0, &data,
+                                   sizeof(data));
 
     if (r >= 0 && (size_t)r < sizeof(data)) {
         r = -EPROTO;
@@ -24,8 +25,8 @@ int vfuc_migration_flags(vfuc_t *client, uint64_t *flags)
 static int get_state(struct vfuc *client, uint32_t *state)
 {
     struct vfio_user_device_feature_mig_state data;
-    ssize_t r = client_feature_get(client, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, &data, 0,
-                                   sizeof(data));
+    ssize_t r = client_feature_get(client, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, NULL, 0,
+                                   &data, sizeof(data));
 
     if (r < 0) {
         return (int)r;

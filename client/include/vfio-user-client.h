@@ -309,11 +309,9 @@ int vfuc_reset(vfuc_t *client);
 /* Does the device have this feature (VFIO_DEVICE_FEATURE_*) for operations (.._GET, .._SET)? */
 int vfuc_feature_probe(vfuc_t *client, uint32_t feature, uint32_t operations);
 
-/*
- * Sends size bytes of data and replaces them by the feature's, at most room bytes. Returns their
- * number. EMSGSIZE: more than a message carries.
- */
-ssize_t vfuc_feature_get(vfuc_t *client, uint32_t feature, void *data, size_t size, size_t room);
+/* Sends size bytes of data and stores up to room bytes of the answer. Returns its length. */
+ssize_t vfuc_feature_get(vfuc_t *client, uint32_t feature, const void *data, size_t size,
+                         void *answer, size_t room);
 int vfuc_feature_set(vfuc_t *client, uint32_t feature, const void *data, size_t size);
 
 /*
@@ -388,7 +386,7 @@ int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t p
 
 /*
  * Any command: request is what follows the header, and up to reply_size bytes of what follows the
- * header of the reply are stored. flags: VFIO_USER_F_PASID, VFIO_USER_F_TRANSLATED. Returns the
+ * header of the reply are stored, not over the request. flags: VFIO_USER_F_PASID, VFIO_USER_F_TRANSLATED. Returns the
  * size of the reply's payload, which may be larger than reply_size, or -1.
  */
 ssize_t vfuc_command(vfuc_t *client, uint16_t cmd, uint32_t flags, const void *request,
