@@ -185,8 +185,9 @@ def test_nothing_happens_before_the_start(nvme):
     nvme.admin.submit(ADMIN_IDENTIFY, prp1=nvme.alloc(4096), cdw10=CNS_CONTROLLER)
     nvme.set_admin_queue()
     nvme.enable()
-    assert nvme.admin.run(ADMIN_IDENTIFY, prp1=nvme.alloc(4096),
-                          cdw10=CNS_CONTROLLER).status == SUCCESS
+    completion = nvme.admin.run(ADMIN_IDENTIFY, prp1=nvme.alloc(4096), cdw10=CNS_CONTROLLER)
+    assert completion.status == SUCCESS and completion.sqhd == 1
+    assert not nvme.done, "a command that nobody submitted"
 
 
 def test_small_admin_queue_wraps(nvme):
