@@ -158,7 +158,8 @@ static void set_up_regions(struct device *device)
     assert_int_equal(vfu_setup_region(device->ctx, VFU_PCI_DEV_BAR0_REGION_IDX, DEVICE_BAR0_SIZE,
                                       access_bar0, flags, NULL, 0, -1, 0), 0);
     assert_int_equal(vfu_setup_region(device->ctx, VFU_PCI_DEV_BAR2_REGION_IDX, DEVICE_BAR2_SIZE,
-                                      access_bar2, flags, areas, 2, device->bar2_fd, 0), 0);
+                                      access_bar2, flags, areas, device->other_areas ? 1 : 2,
+                                      device->bar2_fd, 0), 0);
     assert_int_equal(vfu_setup_region(device->ctx, VFU_PCI_DEV_BAR4_REGION_IDX, DEVICE_BAR4_SIZE,
                                       NULL, flags, NULL, 0, device->bar4_fd, 0), 0);
     assert_int_equal(vfu_create_ioeventfd(device->ctx, VFU_PCI_DEV_BAR0_REGION_IDX,
@@ -246,6 +247,26 @@ static int memory_file(const char *name, size_t size)
     return fd;
 }
 
+static void make_bar2(struct device *device)
+{
+    device->bar2_fd = memory_file("bar2", DEVICE_BAR2_SIZE);
+    device->bar2 = mmap(NULL, DEVICE_BAR2_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
+                        device->bar2_fd, 0);
+    assert_ptr_not_equal(device->bar2, MAP_FAILED);
+}
+
+static void drop_bar2(struct device *device)
+{
+    munmap(device->bar2, DEVICE_BAR2_SIZE);
+    close(device->bar2_fd);
+}
+
+void device_forget_bar2(struct device *device)
+{
+    drop_bar2(device);
+    make_bar2(device);
+}
+
 struct device *device_create(void)
 {
     struct device *device = calloc(1, sizeof(*device));
@@ -254,13 +275,10 @@ struct device *device_create(void)
     strcpy(device->dir, "/tmp/vfuc-test-XXXXXX");
     assert_non_null(mkdtemp(device->dir));
     snprintf(device->path, sizeof(device->path), "%s/socket", device->dir);
-    device->bar2_fd = memory_file("bar2", DEVICE_BAR2_SIZE);
+    make_bar2(device);
     device->bar4_fd = memory_file("bar4", DEVICE_BAR4_SIZE);
     device->shadow_fd = memory_file("shadow", 4096);
     device->ioeventfd = eventfd(0, EFD_CLOEXEC);
-    device->bar2 = mmap(NULL, DEVICE_BAR2_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
-                        device->bar2_fd, 0);
-    assert_ptr_not_equal(device->bar2, MAP_FAILED);
     device->state = malloc(DEVICE_STATE_SIZE);
     assert_non_null(device->state);
     for (size_t i = 0; i < DEVICE_STATE_SIZE; i++) {
@@ -275,8 +293,7 @@ void device_destroy(struct device *device)
     if (device->ctx != NULL) {
         device_stop(device);
     }
-    munmap(device->bar2, DEVICE_BAR2_SIZE);
-    close(device->bar2_fd);
+    drop_bar2(device);
     close(device->bar4_fd);
     close(device->shadow_fd);
     close(device->ioeventfd);

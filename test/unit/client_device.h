@@ -47,6 +47,7 @@ struct device {
     int bar2_fd, bar4_fd;
     int ioeventfd, shadow_fd;
     uint8_t *bar2; /* the file, as the device sees it */
+    bool other_areas; /* only one may be mapped */
     uint8_t bar0[DEVICE_BAR0_SIZE];
     _Atomic unsigned bar2_messages; /* accesses to BAR 2 that came by message */
     _Atomic unsigned bar0_writes;
@@ -64,6 +65,9 @@ void device_destroy(struct device *device);
 /* Ends the serving, or begins it again at the same path with a device like the first. */
 void device_stop(struct device *device);
 void device_start(struct device *device);
+
+/* While it is stopped: what it has in BAR 2 is lost. */
+void device_forget_bar2(struct device *device);
 
 /* Has the device do something, through BAR 0. What DEVICE_REG_RESULT says afterwards. */
 uint32_t device_do(vfuc_t *client, enum device_command command, uint64_t iova, uint32_t length);
