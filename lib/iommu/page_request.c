@@ -142,11 +142,9 @@ static void fail_interface(struct vfu_ctx *ctx)
     page_request_cancel(ctx, VFU_NO_PASID, true, true, -EIO);
 }
 
-static void send_queued(struct vfu_ctx *ctx);
-
-static void responded(struct txn *txn)
+/* The transaction of a group has ended, or could not begin. */
+static void conclude(struct page_group *group)
 {
-    struct page_group *group = (struct page_group *)txn;
     struct vfu_ctx *ctx = group->ctx;
     struct iommu *iommu = ctx->iommu;
     uint32_t code;
@@ -168,6 +166,16 @@ static void responded(struct txn *txn)
         fail_interface(ctx);
     }
     end_group(group, err, code);
+}
+
+static void send_queued(struct vfu_ctx *ctx);
+
+static void responded(struct txn *txn)
+{
+    struct page_group *group = (struct page_group *)txn;
+    struct vfu_ctx *ctx = group->ctx;
+
+    conclude(group);
     send_queued(ctx);
 }
 
@@ -261,7 +269,7 @@ static void send_queued(struct vfu_ctx *ctx)
         err = txn_start(&ctx->session, &group->txn);
         if (err < 0) {
             group->txn.error = err;
-            responded(&group->txn);
+            conclude(group);
         }
     }
 }
