@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "controller.h"
+
+#include "nvme.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/*
+ * Holding and draining
+ */
+
+static void wake_all(struct nvme *nvme)
+{
+    for (unsigned i = 0; i < nvme->nr_workers; i++) {
+        worker_wake(&nvme->workers[i]);
+    }
+}
+
+void controller_hold(struct nvme *nvme, uint32_t why)
+{
+    atomic_fetch_or(&nvme->controller.hold, why);
+}
+
+void controller_unhold(struct nvme *nvme, uint32_t why)
+{
+    atomic_fetch_and(&nvme->controller.hold, ~why);
+    wake_all(nvme);
+}
+
+void controller_fatal(struct nvme *nvme, const char *fmt, ...)
+{
+    char line[256];
+    va_list ap;
+
+    if (atomic_fetch_or(&nvme->controller.hold, HOLD_FATAL) & HOLD_FATAL) {
+        return;
+    }
+    atomic_fetch_or(&nvme->controller.csts, NVME_CSTS_CFS);
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    vfu_log(nvme->ctx, LOG_ERR, "fatal, until the driver resets the controller: %s", line);
+}
+
+/* The lead has every worker come to an end of some kind. */
+static void drain(struct nvme *nvme, enum drain kind)
+{
+    struct controller *c = &nvme->controller;
+
+    c->draining = true;
+    atomic_fetch_add(&c->acks, nvme->nr_workers);
+    for (unsigned i = 0; i < nvme->nr_workers; i++) {
+        worker_post(&nvme->workers[i], &nvme->workers[i].drain_event[kind]);
+    }
+}
+
+void controller_drained(struct nvme *nvme, unsigned acks)
+{
+    if (atomic_fetch_sub(&nvme->controller.acks, acks) == acks) {
+        worker_wake(nvme_lead(nvme));
+    }
+}
+
+/*
+ * Enabling: the admin queues (NVMe 7.6.1)
+ */
+
+static const char *enable_fault(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+    uint32_t cc = atomic_load(&c->cc), aqa = atomic_load(&c->aqa);
+    uint64_t page = (uint64_t)1 << (NVME_PAGE_SHIFT + NVME_CC_MPS(cc));
+
+    if (NVME_CC_CSS(cc) != 0) {
+        return "CC.CSS asks for a command set that is not there";
+    }
+    if (NVME_CC_AMS(cc) != 0) {
+        return "CC.AMS asks for an arbitration other than round robin";
+    }
+    if (page > (uint64_t)1 << NVME_MAX_PAGE_SHIFT) {
+        return "CC.MPS is larger than CAP.MPSMAX";
+    }
+    if ((aqa & 0xfff) < 1 || (aqa >> 16) < 1) {
+        return "AQA has a queue of less than two entries";
+    }
+    if (atomic_load(&c->asq) % page != 0 || atomic_load(&c->acq) % page != 0) {
+        return "ASQ or ACQ is not aligned to a page";
+    }
+    return NULL;
+}
+
+/* Unless it is to be disabled again meanwhile. */
+static void started(struct controller *c)
+{
+    pthread_mutex_lock(&c->lock);
+    if (c->state == CONTROLLER_STARTING) {
+        c->state = CONTROLLER_ON;
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void create_admin_queues(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+    uint32_t aqa = atomic_load(&c->aqa);
+    struct queue_config cq = {
+        .entries = (aqa >> 16) + 1,
+        .addr = atomic_load(&c->acq),
+    };
+    struct queue_config sq = { .entries = (aqa & 0xfff) + 1, .addr = atomic_load(&c->asq) };
+
+    cq_create(nvme, &cq);
+    sq_create(nvme, &sq, &nvme->cqs[0]);
+}
+
+static void enable_on_lead(struct worker *worker, struct event *event)
+{
+    struct nvme *nvme = worker->nvme;
+    struct controller *c = &nvme->controller;
+    const char *fault = enable_fault(nvme);
+
+    (void)event;
+    if (fault != NULL) {
+        controller_fatal(nvme, "it cannot be enabled: %s", fault);
+        started(c);
+        return;
+    }
+    create_admin_queues(nvme);
+    atomic_fetch_or(&c->csts, NVME_CSTS_RDY);
+    started(c);
+    atomic_fetch_and(&c->hold, ~(uint32_t)HOLD_OFF);
+    vfu_log(nvme->ctx, LOG_INFO, "controller enabled");
+}
+
+/* Lock held. */
+static void start(struct nvme *nvme)
+{
+    nvme->controller.state = CONTROLLER_STARTING;
+    worker_post(nvme_lead(nvme), &nvme->controller.enable_event);
+}
+
+static void enable(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    pthread_mutex_lock(&c->lock);
+    if (c->state == CONTROLLER_OFF) {
+        start(nvme);
+    }
+    /* Else it is being disabled still: finish_stop() sees what CC asks for. */
+    pthread_mutex_unlock(&c->lock);
+}
+
+/*
+ * Disabling (NVMe 7.3.2)
+ */
+
+static void disable_on_lead(struct worker *worker, struct event *event)
+{
+    struct nvme *nvme = worker->nvme;
+
+    (void)event;
+    controller_hold(nvme, HOLD_OFF);
+    nvme->controller.stop_wanted = true;
+    drain(nvme, DRAIN_STOP);
+}
+
+static void finish_stop(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    c->stop_wanted = false;
+    c->shutdown_wanted = false;
+    admin_reset(nvme);
+    memset(nvme->doorbells, 0, sizeof(*nvme->doorbells));
+    pthread_mutex_lock(&c->lock);
+    c->state = CONTROLLER_OFF;
+    atomic_store(&c->csts, 0);
+    atomic_store(&c->intms, 0);
+    atomic_fetch_and(&c->hold, ~(uint32_t)(HOLD_FATAL | HOLD_SHUTDOWN));
+    pthread_cond_broadcast(&c->changed);
+    if (atomic_load(&c->cc) & NVME_CC_EN) {
+        start(nvme);
+    }
+    pthread_mutex_unlock(&c->lock);
+    vfu_log(nvme->ctx, LOG_INFO, "controller disabled");
+}
+
+static void disable(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    pthread_mutex_lock(&c->lock);
+    if (c->state == CONTROLLER_ON || c->state == CONTROLLER_STARTING) {
+        c->state = CONTROLLER_STOPPING;
+        worker_post(nvme_lead(nvme), &c->disable_event);
+    } else if (c->state == CONTROLLER_OFF) {
+        atomic_store(&c->csts, 0);
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+/*
+ * Shutdown (NVMe 7.6.2)
+ */
+
+static void finish_shutdown(struct nvme *nvme)
+{
+    atomic_fetch_and(&nvme->controller.csts, ~NVME_CSTS_SHST_MASK);
+    atomic_fetch_or(&nvme->controller.csts, NVME_CSTS_SHST_COMPLETE);
+    vfu_log(nvme->ctx, LOG_INFO, "controller shut down");
+}
+
+static void flushed(struct backend_io *io, int error)
+{
+    struct namespace *ns = (struct namespace *)((char *)io - offsetof(struct namespace, flush));
+    struct nvme *nvme = ns->nvme;
+
+    if (error != 0) {
+        vfu_log(nvme->ctx, LOG_ERR, "namespace %u cannot be flushed at the shutdown: %s", ns->id,
+                strerror(error));
+    }
+    nvme_lead(nvme)->busy--;
+    if (--nvme->controller.flushes == 0) {
+        finish_shutdown(nvme);
+    }
+}
+
+static void flush_all(struct nvme *nvme)
+{
+    struct worker *lead = nvme_lead(nvme);
+
+    nvme->controller.shutdown_wanted = false;
+    /* One for ourselves: it does not reach zero before all are under way. */
+    nvme->controller.flushes = nvme->nr_namespaces + 1;
+    for (unsigned i = 0; i < nvme->nr_namespaces; i++) {
+        struct namespace *ns = &nvme->namespaces[i];
+
+        ns->flush = (struct backend_io){ .op = BACKEND_FLUSH, .done = flushed };
+        lead->busy++;
+        backend_submit(lead->backend, ns->backend, &ns->flush);
+    }
+    if (--nvme->controller.flushes == 0) {
+        finish_shutdown(nvme);
+    }
+}
+
+static void shutdown_on_lead(struct worker *worker, struct event *event)
+{
+    struct controller *c = &worker->nvme->controller;
+
+    (void)event;
+    if (!c->stop_wanted) {
+        c->shutdown_wanted = true;
+        drain(worker->nvme, DRAIN_IDLE);
+    }
+}
+
+static void begin_shutdown(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+    bool on;
+
+    pthread_mutex_lock(&c->lock);
+    on = c->state == CONTROLLER_ON;
+    pthread_mutex_unlock(&c->lock);
+    if (!on) {
+        atomic_fetch_or(&c->csts, NVME_CSTS_SHST_COMPLETE);
+        return;
+    }
+    /* Once: what comes after it is a reset. */
+    if (atomic_load(&c->csts) & NVME_CSTS_SHST_MASK) {
+        return;
+    }
+    atomic_fetch_or(&c->csts, NVME_CSTS_SHST_OCCURRING);
+    controller_hold(nvme, HOLD_SHUTDOWN);
+    worker_post(nvme_lead(nvme), &c->shutdown_event);
+}
+
+/*
+ * Pausing, for migration
+ */
+
+static void pause_on_lead(struct worker *worker, struct event *event)
+{
+    (void)event;
+    worker->nvme->controller.pause_wanted = true;
+    drain(worker->nvme, DRAIN_PARK);
+}
+
+void controller_pause(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    controller_hold(nvme, HOLD_MIGRATION);
+    worker_post(nvme_lead(nvme), &c->pause_event);
+    pthread_mutex_lock(&c->lock);
+    while (!c->paused) {
+        pthread_cond_wait(&c->changed, &c->lock);
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+void controller_resume(struct nvme *nvme)
+{
+    pthread_mutex_lock(&nvme->controller.lock);
+    nvme->controller.paused = false;
+    pthread_mutex_unlock(&nvme->controller.lock);
+    controller_unhold(nvme, HOLD_MIGRATION);
+}
+
+void controller_poll(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    if (!c->draining || atomic_load(&c->acks) != 0) {
+        return;
+    }
+    c->draining = false;
+    if (c->stop_wanted) {
+        finish_stop(nvme);
+    } else if (c->shutdown_wanted) {
+        flush_all(nvme);
+    }
+    if (c->pause_wanted) {
+        c->pause_wanted = false;
+        pthread_mutex_lock(&c->lock);
+        c->paused = true;
+        pthread_cond_broadcast(&c->changed);
+        pthread_mutex_unlock(&c->lock);
+    }
+}
+
+/*
+ * Registers
+ */
+
+static uint64_t capabilities(void)
+{
+    return (NVME_MAX_ENTRIES - 1) | NVME_CAP_CQR | NVME_CAP_TO(60) | NVME_CAP_CSS_NVM |
+           NVME_CAP_MPSMAX(NVME_MAX_PAGE_SHIFT);
+}
+
+static void write_cc(struct nvme *nvme, uint32_t value)
+{
+    struct controller *c = &nvme->controller;
+    uint32_t old = atomic_load(&c->cc);
+
+    value &= NVME_CC_WRITABLE;
+    /* While enabled, only these two change. */
+    if ((old & NVME_CC_EN) && (value & NVME_CC_EN)) {
+        value = (old & ~NVME_CC_SHN_MASK) | (value & NVME_CC_SHN_MASK);
+    }
+    atomic_store(&c->cc, value);
+    if ((value & NVME_CC_EN) && !(old & NVME_CC_EN)) {
+        enable(nvme);
+    } else if (!(value & NVME_CC_EN) && (old & NVME_CC_EN)) {
+        disable(nvme);
+    }
+    if (NVME_CC_SHN(value) != 0 && NVME_CC_SHN(old) == 0) {
+        begin_shutdown(nvme);
+    }
+}
+
+/* Admin queue registers are for a disabled controller. */
+static bool enabled(struct controller *c)
+{
+    return (atomic_load(&c->cc) & NVME_CC_EN) != 0;
+}
+
+static void write_half(_Atomic uint64_t *reg, bool high, uint32_t value)
+{
+    uint64_t now = atomic_load(reg);
+
+    atomic_store(reg, high ? (now & UINT32_MAX) | (uint64_t)value << 32
+                           : (now & ~(uint64_t)UINT32_MAX) | (value & ~UINT32_C(0xfff)));
+}
+
+static void write_register(struct nvme *nvme, uint64_t offset, uint32_t value)
+{
+    struct controller *c = &nvme->controller;
+
+    switch (offset) {
+    case NVME_REG_INTMS:
+        atomic_fetch_or(&c->intms, value);
+        return;
+    case NVME_REG_INTMC:
+        atomic_fetch_and(&c->intms, ~value);
+        queues_interrupt_again(nvme);
+        return;
+    case NVME_REG_CC:
+        write_cc(nvme, value);
+        return;
+    default:
+        break;
+    }
+    if (enabled(c)) {
+        return;
+    }
+    switch (offset) {
+    case NVME_REG_AQA:
+        atomic_store(&c->aqa, value & NVME_AQA_WRITABLE);
+        break;
+    case NVME_REG_ASQ:
+    case NVME_REG_ASQ + 4:
+        write_half(&c->asq, offset != NVME_REG_ASQ, value);
+        break;
+    case NVME_REG_ACQ:
+    case NVME_REG_ACQ + 4:
+        write_half(&c->acq, offset != NVME_REG_ACQ, value);
+        break;
+    default:
+        break;
+    }
+}
+
+static uint32_t read_register(struct nvme *nvme, uint64_t offset)
+{
+    struct controller *c = &nvme->controller;
+    const struct {
+        uint32_t offset, value;
+    } registers[] = {
+        { NVME_REG_CSTS, atomic_load(&c->csts) },
+        { NVME_REG_CAP, (uint32_t)capabilities() },
+        { NVME_REG_CAP + 4, (uint32_t)(capabilities() >> 32) },
+        { NVME_REG_VS, NVME_VERSION_1_4 },
+        { NVME_REG_INTMS, atomic_load(&c->intms) },
+        { NVME_REG_INTMC, atomic_load(&c->intms) },
+        { NVME_REG_CC, atomic_load(&c->cc) },
+        { NVME_REG_AQA, atomic_load(&c->aqa) },
+        { NVME_REG_ASQ, (uint32_t)atomic_load(&c->asq) },
+        { NVME_REG_ASQ + 4, (uint32_t)(atomic_load(&c->asq) >> 32) },
+        { NVME_REG_ACQ, (uint32_t)atomic_load(&c->acq) },
+        { NVME_REG_ACQ + 4, (uint32_t)(atomic_load(&c->acq) >> 32) },
+    };
+
+    for (size_t i = 0; i < sizeof(registers) / sizeof(registers[0]); i++) {
+        if (registers[i].offset == offset) {
+            return registers[i].value;
+        }
+    }
+    return 0;
+}
+
+/* Reads of any size; what is not a register reads as zero. */
+static void read_bytes(struct nvme *nvme, uint8_t *buf, size_t count, uint64_t offset)
+{
+    while (count > 0) {
+        size_t within = offset % sizeof(uint32_t);
+        size_t n = sizeof(uint32_t) - within < count ? sizeof(uint32_t) - within : count;
+        uint32_t value = offset < NVME_REG_END ? read_register(nvme, offset - within) : 0;
+
+        memcpy(buf, (uint8_t *)&value + within, n);
+        buf += n;
+        offset += n;
+        count -= n;
+    }
+}
+
+static void write_one(struct nvme *nvme, uint64_t offset, uint32_t value)
+{
+    if (offset < NVME_REG_END) {
+        write_register(nvme, offset, value);
+    } else {
+        doorbell_written(nvme, (unsigned)((offset - NVME_REG_END) / sizeof(value)), value);
+    }
+}
+
+/* Registers are written as double words, or two of them at a time (NVMe 3.1). */
+ssize_t controller_access(struct nvme *nvme, char *buf, size_t count, uint64_t offset,
+                          bool is_write)
+{
+    uint32_t value;
+
+    if (!is_write) {
+        read_bytes(nvme, (uint8_t *)buf, count, offset);
+        return (ssize_t)count;
+    }
+    if (offset % sizeof(value) != 0 || (count != sizeof(value) && count != 2 * sizeof(value))) {
+        vfu_log(nvme->ctx, LOG_WARNING, "write of %zu bytes to register 0x%" PRIx64 " ignored",
+                count, offset);
+        return (ssize_t)count;
+    }
+    for (size_t i = 0; i < count; i += sizeof(value)) {
+        memcpy(&value, buf + i, sizeof(value));
+        write_one(nvme, offset + i, value);
+    }
+    return (ssize_t)count;
+}
+
+/*
+ * Beginning and end
+ */
+
+void controller_reset(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    if (nvme->nr_workers == 0) {
+        return;
+    }
+    atomic_store(&c->cc, 0);
+    disable(nvme);
+    pthread_mutex_lock(&c->lock);
+    while (c->state != CONTROLLER_OFF) {
+        pthread_cond_wait(&c->changed, &c->lock);
+    }
+    c->paused = false;
+    pthread_mutex_unlock(&c->lock);
+    atomic_store(&c->csts, 0);
+    atomic_store(&c->intms, 0);
+    atomic_store(&c->aqa, 0);
+    atomic_store(&c->asq, 0);
+    atomic_store(&c->acq, 0);
+    atomic_fetch_and(&c->hold, ~(uint32_t)HOLD_MIGRATION);
+}
+
+void controller_init(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    atomic_store(&c->hold, HOLD_OFF | HOLD_BUS_MASTER);
+    c->enable_event.run = enable_on_lead;
+    c->disable_event.run = disable_on_lead;
+    c->shutdown_event.run = shutdown_on_lead;
+    c->pause_event.run = pause_on_lead;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+}
+
+void controller_destroy(struct nvme *nvme)
+{
+    pthread_mutex_destroy(&nvme->controller.lock);
+    pthread_cond_destroy(&nvme->controller.changed);
+}

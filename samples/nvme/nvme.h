@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The device: a controller, its namespaces, and the threads that serve it.
+ *
+ * The control thread runs the vfio-user context: registers, configuration space, reset. It waits
+ * for nothing but resets. The first worker serves the admin queue, all workers serve I/O queues.
+ */
+
+#ifndef NVME_H
+#define NVME_H
+
+#include "admin.h"
+#include "backend.h"
+#include "command.h"
+#include "controller.h"
+#include "libvfio-user-iommu.h"
+#include "libvfio-user.h"
+#include "queue.h"
+#include "worker.h"
+
+#define NVME_MAX_WORKERS 16u
+#define NVME_MAX_NAMESPACES 32u
+#define NVME_PAGE_SHIFT 12u
+#define NVME_MAX_PAGE_SHIFT 16u
+#define NVME_MDTS 7u /* 512 KiB: 2^7 pages of the smallest size */
+#define NVME_MAX_TRANSFER ((uint64_t)1 << (NVME_MDTS + NVME_PAGE_SHIFT))
+#define NVME_MSI_VECTORS 32u
+
+struct namespace_config {
+    const char *path; /* NULL: memory */
+    uint64_t size; /* of memory */
+    unsigned block_size;
+    bool direct;
+};
+
+struct nvme_config {
+    const char *socket;
+    struct namespace_config namespaces[NVME_MAX_NAMESPACES];
+    unsigned nr_namespaces;
+    unsigned nr_workers;
+    unsigned nr_queues; /* for I/O, of each kind */
+    const char *serial;
+    bool poll;
+    bool ats, pri;
+    int log_level;
+};
+
+struct namespace {
+    struct backend *backend;
+    uint32_t id;
+    unsigned block_shift;
+    uint64_t blocks;
+    bool aligned; /* memory must be aligned for it */
+    uint8_t uuid[16];
+    struct backend_io flush; /* at a shutdown */
+    struct nvme *nvme;
+};
+
+enum interrupt_mode {
+    INTERRUPT_INTX,
+    INTERRUPT_MSI,
+    INTERRUPT_MSIX,
+};
+
+struct interrupts {
+    _Atomic uint32_t mode; /* enum interrupt_mode */
+    _Atomic uint32_t msi_mask; /* enabled messages - 1 */
+    atomic_bool intx_disabled;
+    size_t msi_pos, msix_pos; /* of the capabilities */
+};
+
+struct nvme {
+    struct nvme_config config;
+    vfu_ctx_t *ctx;
+    int signal_fd;
+    struct interrupts interrupts;
+    struct doorbells *doorbells; /* the page of BAR 0 */
+    int doorbell_fd;
+    /* Who serves a queue; NULL: it is not there. */
+    _Atomic(struct worker *) sq_owner[NVME_MAX_QUEUES], cq_owner[NVME_MAX_QUEUES];
+
+    struct controller controller;
+    struct admin admin;
+    struct namespace namespaces[NVME_MAX_NAMESPACES];
+    unsigned nr_namespaces;
+    struct worker workers[NVME_MAX_WORKERS];
+    unsigned nr_workers;
+    struct cq cqs[NVME_MAX_QUEUES];
+    struct sq sqs[NVME_MAX_QUEUES];
+    struct migration *migration;
+};
+
+/* The worker that serves the admin queue. */
+static inline struct worker *nvme_lead(struct nvme *nvme)
+{
+    return &nvme->workers[0];
+}
+
+static inline uint32_t nvme_vectors(const struct nvme *nvme)
+{
+    return nvme->config.nr_queues + 1;
+}
+
+/* NULL: there is none with this number. */
+static inline struct namespace *nvme_namespace(struct nvme *nvme, uint32_t id)
+{
+    return id >= 1 && id <= nvme->nr_namespaces ? &nvme->namespaces[id - 1] : NULL;
+}
+
+/* namespace.c: 0 or -errno, after a line on standard error. */
+int namespaces_open(struct nvme *nvme);
+void namespaces_close(struct nvme *nvme);
+
+/* pci.c: the PCI function. 0, or -1 with errno. */
+int pci_setup(struct nvme *nvme);
+/* Looks at the configuration space: interrupts, bus mastering. Control thread. */
+void pci_sync(struct nvme *nvme);
+/* What the driver has switched on is off again. Control thread. */
+void pci_reset(struct nvme *nvme);
+
+/* interrupt.c. Unless INTMS holds it back; NO_VALUE is none. Any thread. */
+void interrupt_raise(struct nvme *nvme, uint32_t vector);
+
+/* migrate.c */
+int migration_setup(struct nvme *nvme);
+void migration_destroy(struct nvme *nvme);
+
+/* server.c: -errno, after a line on standard error. */
+int server_start(struct nvme *nvme);
+int server_run(struct nvme *nvme);
+void server_stop(struct nvme *nvme);
+
+#endif /* NVME_H */

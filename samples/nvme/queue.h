@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Submission and completion queues (NVMe 4). A completion queue and the submission queues that use
+ * it are owned by one worker.
+ */
+
+#ifndef NVME_QUEUE_H
+#define NVME_QUEUE_H
+
+#include "ring.h"
+#include "spec.h"
+
+#define NVME_MAX_IO_QUEUES 64u
+#define NVME_MAX_QUEUES (NVME_MAX_IO_QUEUES + 1)
+#define NVME_MAX_ENTRIES 4096u
+#define NVME_MIN_ENTRIES 2u
+
+/* Commands of one submission queue in flight at most. */
+#define SQ_COMMANDS 256u
+
+/* The doorbell page of BAR 0: submission queue y's tail at 2y, completion queue y's head at 2y + 1. */
+#define DOORBELL_PAGE 4096u
+#define NR_DOORBELLS (DOORBELL_PAGE / sizeof(uint32_t))
+
+struct doorbells {
+    _Atomic uint32_t reg[NR_DOORBELLS];
+};
+
+#define SQ_DOORBELL(id) (2u * (id))
+#define CQ_DOORBELL(id) (2u * (id) + 1)
+
+#define NO_VALUE UINT32_MAX
+
+struct queue_config {
+    uint16_t id;
+    uint32_t entries;
+    uint64_t addr;
+    uint32_t vector; /* of a completion queue; NO_VALUE: it does not interrupt */
+};
+
+struct cq {
+    struct event attach, detach;
+    struct worker *worker;
+    struct ring ring;
+    uint16_t id;
+    _Atomic uint32_t vector; /* NO_VALUE: no interrupts. The control thread looks at it for INTx */
+    uint32_t entries;
+    uint32_t head; /* as the host has told */
+    _Atomic uint32_t tail; /* and at this */
+    bool phase;
+    bool detaching;
+    bool signal; /* entries were posted since the last interrupt */
+    uint32_t promised; /* entries that commands in flight will need */
+    uint32_t bad_head; /* complained about; NO_VALUE: none */
+    STAILQ_HEAD(, command) done; /* to be posted */
+    TAILQ_ENTRY(cq) link;
+};
+
+struct sq {
+    struct event attach, detach;
+    struct worker *worker;
+    struct ring ring;
+    struct cq *cq;
+    uint16_t id;
+    bool detaching;
+    uint32_t entries;
+    uint32_t head;
+    uint32_t in_flight;
+    uint32_t bad_tail; /* complained about; NO_VALUE: none */
+    uint8_t cids[UINT16_MAX / 8 + 1]; /* in flight */
+    TAILQ_ENTRY(sq) link;
+};
+
+/* Room for the rings. 0 or -ENOMEM. */
+int queues_init(struct nvme *nvme);
+void queues_destroy(struct nvme *nvme);
+
+/*
+ * Makes a queue, to be served by the worker of its completion queue from now on. Thread of the
+ * admin queue.
+ */
+void cq_create(struct nvme *nvme, const struct queue_config *config);
+void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *cq);
+/* Ends one. queue_deleted() of admin.h is told when nothing is left of it. */
+void cq_delete(struct cq *cq);
+void sq_delete(struct sq *sq);
+
+/*
+ * The rest is for the worker's thread.
+ */
+
+/* Fetches and begins commands. Returns how many. */
+unsigned sq_poll(struct sq *sq);
+
+/* A command has come to its end: an entry will be posted for it, and it is free. */
+void cq_complete(struct cq *cq, struct command *cmd);
+/* An entry without command, for asynchronous events. False when there is no room. */
+bool cq_post_event(struct cq *cq, struct sq *sq, uint16_t cid, uint32_t result, uint16_t status);
+/* Posts what could not be posted before, and interrupts. */
+void cq_poll(struct cq *cq);
+
+/* A command leaves its queue without a completion. */
+void sq_forget(struct command *cmd);
+/* The same, but its identifier stays in use. */
+void sq_release(struct sq *sq, struct command *cmd);
+
+/* Goes on with deletions; asks for doorbell writes before a sleep. True when there is more to do. */
+void queues_finish_detach(struct worker *worker);
+void queues_arm_shadows(struct worker *worker);
+bool queues_have_work(struct worker *worker);
+/* Gives up what is being resolved. */
+void queues_cancel(struct worker *worker);
+/* Gives everything up: nothing is in flight. */
+void queues_close(struct worker *worker);
+void queues_release_rings(struct worker *worker, bool revoked_only);
+
+/* doorbell.c: what the host has written last, or now while that cannot be read. Worker's thread. */
+uint32_t doorbell_read(struct worker *worker, unsigned index, uint32_t now);
+
+/* Control thread: the guest wrote a doorbell. */
+void doorbell_written(struct nvme *nvme, unsigned index, uint32_t value);
+
+/* Control thread: level-triggered interrupts are let through again. */
+void queues_interrupt_again(struct nvme *nvme);
+
+#endif /* NVME_QUEUE_H */

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The vfio-user side: context, event loop, reset. */
+#include "nvme.h"
+
+#include "../common/service.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
+{
+    (void)ctx;
+    service_print_log("nvme", level, msg);
+}
+
+static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
+{
+    static const char *const causes[] = {
+        [VFU_RESET_DEVICE] = "the client asked for it",
+        [VFU_RESET_LOST_CONN] = "the client is gone",
+        [VFU_RESET_PCI_FLR] = "function level reset",
+    };
+    struct nvme *nvme = vfu_get_private(ctx);
+
+    vfu_log(ctx, LOG_INFO, "controller reset: %s", causes[type]);
+    controller_reset(nvme);
+    /* As with VFIO, a client's reset keeps the configuration space. */
+    if (type != VFU_RESET_DEVICE) {
+        pci_reset(nvme);
+    }
+    return 0;
+}
+
+/* References keep memory in its place as long as it is used: there is no need to quiesce. */
+static int setup_context(struct nvme *nvme)
+{
+    const vfu_iommu_config_t iommu = {
+        .size = sizeof(iommu),
+        .ats = nvme->config.ats,
+        .pri = nvme->config.pri,
+    };
+
+    if (vfu_setup_log(nvme->ctx, print_log, nvme->config.log_level) != 0 ||
+        pci_setup(nvme) != 0 ||
+        (vfu_setup_device_dma)(nvme->ctx, LIBVFIO_USER_MAX_DMA_REGIONS, NULL, NULL) != 0 ||
+        vfu_setup_device_iommu(nvme->ctx, &iommu) != 0 ||
+        vfu_setup_device_reset_cb(nvme->ctx, reset) != 0 || migration_setup(nvme) != 0) {
+        return -1;
+    }
+    return vfu_realize_ctx(nvme->ctx);
+}
+
+static void stop_workers(struct nvme *nvme)
+{
+    for (unsigned i = 0; i < NVME_MAX_WORKERS; i++) {
+        worker_stop(&nvme->workers[i]);
+    }
+}
+
+static int start_workers(struct nvme *nvme)
+{
+    int err = 0;
+
+    nvme->nr_workers = nvme->config.nr_workers;
+    for (unsigned i = 0; i < nvme->nr_workers && err == 0; i++) {
+        err = worker_start(&nvme->workers[i], nvme, i);
+    }
+    return err;
+}
+
+static void close_all(struct nvme *nvme)
+{
+    stop_workers(nvme);
+    vfu_destroy_ctx(nvme->ctx);
+    nvme->ctx = NULL;
+    migration_destroy(nvme);
+    if (nvme->doorbells != NULL) {
+        munmap(nvme->doorbells, DOORBELL_PAGE);
+    }
+    if (nvme->doorbell_fd >= 0) {
+        close(nvme->doorbell_fd);
+    }
+    if (nvme->signal_fd >= 0) {
+        close(nvme->signal_fd);
+    }
+    admin_destroy(nvme);
+    queues_destroy(nvme);
+    controller_destroy(nvme);
+    namespaces_close(nvme);
+}
+
+int server_start(struct nvme *nvme)
+{
+    int err;
+
+    nvme->doorbell_fd = -1;
+    /* Before the workers start: they inherit the mask. */
+    nvme->signal_fd = service_open_signals();
+    controller_init(nvme);
+    err = nvme->signal_fd < 0 ? -errno : queues_init(nvme);
+    if (err == 0) {
+        err = admin_init(nvme);
+    }
+    if (err == 0) {
+        err = namespaces_open(nvme);
+    }
+    if (err != 0) {
+        close_all(nvme);
+        return err;
+    }
+    nvme->ctx = service_listen("nvme", nvme->config.socket, LIBVFIO_USER_FLAG_ATTACH_NB, nvme);
+    if (nvme->ctx == NULL) {
+        err = -errno;
+        close_all(nvme);
+        return err;
+    }
+    err = setup_context(nvme) == 0 ? 0 : -errno;
+    if (err == 0) {
+        err = start_workers(nvme);
+    }
+    if (err != 0) {
+        fprintf(stderr, "nvme: cannot set the device up: %s\n", strerror(-err));
+        close_all(nvme);
+    }
+    return err;
+}
+
+void server_stop(struct nvme *nvme)
+{
+    controller_reset(nvme);
+    close_all(nvme);
+}
+
+static bool attach_client(struct nvme *nvme)
+{
+    if (vfu_attach_ctx(nvme->ctx) == 0) {
+        return true;
+    }
+    if (errno != EAGAIN && errno != EWOULDBLOCK) {
+        vfu_log(nvme->ctx, LOG_WARNING, "a client could not attach: %s", strerror(errno));
+    }
+    return false;
+}
+
+/* 0, or -errno when the client is gone (-ENOTCONN) or nothing goes any more. */
+static int serve_client(struct nvme *nvme)
+{
+    int err = vfu_run_ctx(nvme->ctx) >= 0 ? 0 : -errno;
+
+    pci_sync(nvme);
+    return err == -EINTR || err == -EAGAIN ? 0 : err;
+}
+
+int server_run(struct nvme *nvme)
+{
+    struct pollfd fds[2] = { { .fd = nvme->signal_fd, .events = POLLIN }, { .events = POLLIN } };
+    bool attached = false;
+    int err = 0;
+
+    while (err == 0 && fds[0].revents == 0) {
+        fds[1].fd = vfu_get_poll_fd(nvme->ctx);
+        if (poll(fds, 2, vfu_next_timeout(nvme->ctx)) < 0) {
+            err = errno == EINTR ? 0 : -errno;
+        } else if (attached) {
+            err = serve_client(nvme);
+            if (err == -ENOTCONN) {
+                attached = false;
+                err = 0;
+            }
+        } else if (fds[1].revents != 0) {
+            attached = attach_client(nvme);
+        }
+    }
+    if (err != 0) {
+        vfu_log(nvme->ctx, LOG_ERR, "the server ends: %s", strerror(-err));
+    }
+    return err;
+}

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "worker.h"
+
+#include "nvme.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+/* Rounds without work after which a worker that polls lets others run. */
+#define IDLE_ROUNDS 1000
+
+/*
+ * Events
+ */
+
+void worker_wake(struct worker *worker)
+{
+    if (atomic_load(&worker->sleeping) && atomic_exchange(&worker->sleeping, false)) {
+        (void)eventfd_write(worker->wake_fd, 1);
+    }
+}
+
+void worker_post(struct worker *worker, struct event *event)
+{
+    event->next = atomic_load_explicit(&worker->mailbox, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak(&worker->mailbox, &event->next, event)) {
+        continue;
+    }
+    worker_wake(worker);
+}
+
+/* The oldest first. */
+static unsigned run_events(struct worker *worker)
+{
+    struct event *newest, *oldest = NULL, *next;
+    unsigned n = 0;
+
+    if (atomic_load_explicit(&worker->mailbox, memory_order_relaxed) == NULL) {
+        return 0;
+    }
+    for (newest = atomic_exchange(&worker->mailbox, NULL); newest != NULL; newest = next) {
+        next = newest->next;
+        newest->next = oldest;
+        oldest = newest;
+    }
+    for (; oldest != NULL; oldest = next, n++) {
+        next = oldest->next;
+        oldest->run(worker, oldest);
+    }
+    return n;
+}
+
+/*
+ * Coming to an end
+ */
+
+static void cancel_waiting(struct worker *worker)
+{
+    for (unsigned i = 0; i < WORKER_COMMANDS; i++) {
+        if (worker->commands[i].stage == STAGE_MEMORY) {
+            command_cancel(&worker->commands[i]);
+        }
+    }
+}
+
+static void begin_drain(struct worker *worker, struct event *event)
+{
+    enum drain drain = (enum drain)(event - worker->drain_event);
+
+    worker->drain_acks++;
+    if (drain > worker->drain) {
+        worker->drain = drain;
+    }
+    if (worker->drain >= DRAIN_PARK) {
+        queues_cancel(worker);
+        cancel_waiting(worker);
+    }
+}
+
+static void forget_parked(struct worker *worker)
+{
+    struct command *cmd;
+
+    while ((cmd = TAILQ_FIRST(&worker->parked)) != NULL) {
+        TAILQ_REMOVE(&worker->parked, cmd, parked_link);
+        worker->nr_parked--;
+        sq_forget(cmd);
+    }
+}
+
+static void finish_drain(struct worker *worker)
+{
+    unsigned acks = worker->drain_acks;
+
+    if (worker->drain == DRAIN_STOP) {
+        forget_parked(worker);
+        queues_close(worker);
+    } else {
+        /* What was written to the guest counts as dirty from here on. */
+        queues_release_rings(worker, false);
+    }
+    worker->drain = DRAIN_NONE;
+    worker->drain_acks = 0;
+    controller_drained(worker->nvme, acks);
+}
+
+/*
+ * Work
+ */
+
+static void unpark(struct worker *worker)
+{
+    unsigned n = worker->nr_parked;
+
+    for (; n > 0; n--) {
+        struct command *cmd = TAILQ_FIRST(&worker->parked);
+
+        TAILQ_REMOVE(&worker->parked, cmd, parked_link);
+        worker->nr_parked--;
+        worker->busy++;
+        command_begin(cmd);
+    }
+}
+
+static unsigned serve_queues(struct worker *worker)
+{
+    unsigned n = 0;
+    struct sq *sq;
+    struct cq *cq;
+
+    if (!controller_held(&worker->nvme->controller)) {
+        unpark(worker);
+        TAILQ_FOREACH (sq, &worker->sqs, link) {
+            n += sq_poll(sq);
+        }
+    }
+    n += (unsigned)backend_queue_poll(worker->backend);
+    if (worker->index == 0) {
+        events_poll(worker->nvme);
+    }
+    TAILQ_FOREACH (cq, &worker->cqs, link) {
+        cq_poll(cq);
+    }
+    return n;
+}
+
+static unsigned run_once(struct worker *worker)
+{
+    unsigned n = run_events(worker);
+
+    if (atomic_load_explicit(&worker->revoked, memory_order_relaxed) &&
+        atomic_exchange(&worker->revoked, false)) {
+        queues_release_rings(worker, true);
+    }
+    n += serve_queues(worker);
+    queues_finish_detach(worker);
+    if (worker->drain_acks > 0 && worker->busy == 0) {
+        finish_drain(worker);
+        n++;
+    }
+    if (worker->index == 0) {
+        controller_poll(worker->nvme);
+    }
+    return n;
+}
+
+/*
+ * Sleep
+ */
+
+/* Whatever is found here came before the others could see that they have to wake us. */
+static bool may_sleep(struct worker *worker)
+{
+    queues_arm_shadows(worker);
+    return atomic_load(&worker->mailbox) == NULL && !atomic_load(&worker->revoked) &&
+           !queues_have_work(worker);
+}
+
+static void wait_for_work(struct worker *worker)
+{
+    struct pollfd fds[2] = {
+        { .fd = worker->wake_fd, .events = POLLIN },
+        { .fd = backend_queue_fd(worker->backend), .events = POLLIN },
+    };
+    eventfd_t count;
+
+    atomic_store(&worker->sleeping, true);
+    if (may_sleep(worker)) {
+        (void)poll(fds, 2, -1);
+    }
+    atomic_store(&worker->sleeping, false);
+    if (fds[0].revents != 0) {
+        (void)eventfd_read(worker->wake_fd, &count);
+    }
+}
+
+/* Doorbells that nobody tells about have to be looked at all the time. */
+static bool has_to_poll(struct worker *worker)
+{
+    return worker->nvme->config.poll && !controller_held(&worker->nvme->controller) &&
+           !TAILQ_EMPTY(&worker->sqs);
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *worker = arg;
+    unsigned idle = 0;
+
+    while (!worker->ending) {
+        if (run_once(worker) > 0) {
+            idle = 0;
+        } else if (!has_to_poll(worker)) {
+            wait_for_work(worker);
+        } else if (++idle == IDLE_ROUNDS) {
+            idle = 0;
+            sched_yield();
+        }
+    }
+    return NULL;
+}
+
+/*
+ * Beginning and end
+ */
+
+static void end(struct worker *worker, struct event *event)
+{
+    (void)event;
+    worker->ending = true;
+}
+
+static int open_backend(struct worker *worker)
+{
+    char why[256] = "";
+
+    worker->backend = backend_queue_create(WORKER_COMMANDS, why, sizeof(why));
+    if (worker->backend == NULL) {
+        fprintf(stderr, "nvme: worker %u cannot do I/O: %s\n", worker->index, why);
+        return -EIO;
+    }
+    if (why[0] != '\0' && worker->index == 0) {
+        vfu_log(worker->nvme->ctx, LOG_WARNING, "files are served by blocking calls: %s", why);
+    }
+    return 0;
+}
+
+static int open_commands(struct worker *worker)
+{
+    worker->commands = calloc(WORKER_COMMANDS, sizeof(*worker->commands));
+    if (worker->commands == NULL) {
+        return -ENOMEM;
+    }
+    SLIST_INIT(&worker->free_commands);
+    for (unsigned i = WORKER_COMMANDS; i-- > 0;) {
+        worker->commands[i].worker = worker;
+        SLIST_INSERT_HEAD(&worker->free_commands, &worker->commands[i], free_link);
+    }
+    worker->nr_free = WORKER_COMMANDS;
+    return 0;
+}
+
+static void close_worker(struct worker *worker)
+{
+    for (unsigned i = 0; worker->commands != NULL && i < WORKER_COMMANDS; i++) {
+        data_destroy(&worker->commands[i]);
+    }
+    free(worker->commands);
+    backend_queue_destroy(worker->backend);
+    if (worker->wake_fd >= 0) {
+        close(worker->wake_fd);
+    }
+    worker->started = false;
+}
+
+int worker_start(struct worker *worker, struct nvme *nvme, unsigned index)
+{
+    int err;
+
+    *worker = (struct worker){ .nvme = nvme, .index = index, .end_event.run = end };
+    TAILQ_INIT(&worker->cqs);
+    TAILQ_INIT(&worker->sqs);
+    TAILQ_INIT(&worker->parked);
+    for (int i = DRAIN_IDLE; i <= DRAIN_STOP; i++) {
+        worker->drain_event[i].run = begin_drain;
+    }
+    worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    err = worker->wake_fd < 0 ? -errno : open_backend(worker);
+    if (err == 0) {
+        err = open_commands(worker);
+    }
+    if (err == 0) {
+        err = -pthread_create(&worker->thread, NULL, worker_main, worker);
+    }
+    if (err != 0) {
+        close_worker(worker);
+        return err;
+    }
+    worker->started = true;
+    return 0;
+}
+
+void worker_stop(struct worker *worker)
+{
+    if (!worker->started) {
+        return;
+    }
+    worker_post(worker, &worker->end_event);
+    pthread_join(worker->thread, NULL);
+    close_worker(worker);
+}
