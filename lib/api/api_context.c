@@ -114,6 +114,10 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     if (vfu_ctx->reset != NULL) {
         vfu_ctx->reset(vfu_ctx, VFU_RESET_LOST_CONN);
     }
+    /* What is pending ends here, by callbacks; then what waits for references that nobody puts. */
+    session_close(&vfu_ctx->session);
+    dma_destroy(vfu_ctx->dma);
+    iommu_destroy(vfu_ctx);
     msix_destroy(vfu_ctx);
     irqs_destroy(&vfu_ctx->irqs);
     session_destroy(&vfu_ctx->session);
@@ -121,8 +125,6 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     pci_config_destroy(&vfu_ctx->pci);
     vfu_ctx->tran.ops->close(&vfu_ctx->tran);
     migration_destroy(vfu_ctx);
-    iommu_destroy(vfu_ctx);
-    dma_destroy(vfu_ctx->dma);
     regions_destroy(vfu_ctx);
     free(vfu_ctx->scratch);
     free(vfu_ctx);

@@ -69,7 +69,7 @@ static void message(struct fixture *f, struct vfio_user_header hdr, const void *
     if (hdr.cmd == VFIO_USER_VERSION) {
         assert_int_equal(vfu_attach_ctx(f->ctx), 0);
     } else {
-        assert_int_equal(vfu_run_ctx(f->ctx), 1);
+        assert_int_equal(vfu_run_ctx(f->ctx), (hdr.flags & VFIO_USER_F_TYPE_REPLY) == 0);
     }
 }
 
@@ -129,6 +129,39 @@ static void map_memory(struct fixture *f)
     message(f, hdr, &map, sizeof(map), f->memory);
 }
 
+/* The id of the next command of the server that is this one. */
+static uint16_t next_command(struct fixture *f, uint16_t cmd)
+{
+    struct vfio_user_header hdr;
+    uint8_t rest[4096];
+
+    do {
+        assert_int_equal(recv(f->client, &hdr, sizeof(hdr), MSG_DONTWAIT), sizeof(hdr));
+        recv(f->client, rest, hdr.msg_size - sizeof(hdr), MSG_DONTWAIT);
+    } while (hdr.cmd != cmd || (hdr.flags & VFIO_USER_F_TYPE_REPLY));
+    return hdr.msg_id;
+}
+
+/* The access ends up in a cached translation, which it holds. */
+static void resolve(struct fixture *f)
+{
+    struct {
+        struct vfio_user_ats_translate_reply head;
+        struct vfio_user_ats_entry entry;
+    } reply = {
+        .head = { .argsz = sizeof(reply), .nr_entries = 1 },
+        .entry = { .address = 0x1000, .length = 0x1000, .translated = 0x2000,
+                   .perm = VFIO_USER_ATS_PERM_READ },
+    };
+    struct vfio_user_header hdr = { .cmd = VFIO_USER_ATS_TRANSLATE,
+                                    .flags = VFIO_USER_F_TYPE_REPLY };
+
+    assert_int_equal(vfu_dma_resolve(f->ctx, &f->req), 0);
+    hdr.msg_id = next_command(f, VFIO_USER_ATS_TRANSLATE);
+    message(f, hdr, &reply, sizeof(reply), -1);
+    assert_int_equal(f->error, 0);
+}
+
 static int setup(void **state)
 {
     static struct fixture fixture;
@@ -144,6 +177,7 @@ static int setup(void **state)
     assert_int_equal(vfu_pci_init(f->ctx, VFU_PCI_TYPE_EXPRESS, 0, 0), 0);
     assert_int_equal(vfu_setup_device_dma(f->ctx, 8, registered, registered), 0);
     assert_int_equal(vfu_setup_device_iommu(f->ctx, &config), 0);
+    assert_int_equal(vfu_setup_device_nr_irqs(f->ctx, VFU_DEV_MSIX_IRQ, 1), 0);
     assert_int_equal(vfu_realize_ctx(f->ctx), 0);
     f->sgl = calloc(1, dma_sg_size());
     f->req = (vfu_dma_request_t){ .addr = 0x1000, .len = 8, .pasid = VFU_NO_PASID,
@@ -166,6 +200,33 @@ static int teardown(void **state)
     return 0;
 }
 
+/* The device has not let go of what the client takes away: that ends with the context too. */
+static void test_invalidation_waits(void **state)
+{
+    const struct vfio_user_ats_invalidate invalidate = {
+        .argsz = sizeof(invalidate),
+        .address = 0x1000,
+        .length = 0x1000,
+    };
+    struct fixture *f = *state;
+
+    resolve(f);
+    command(f, VFIO_USER_ATS_INVALIDATE, &invalidate, sizeof(invalidate));
+    vfu_destroy_ctx(f->ctx);
+}
+
+static void test_unmap_waits(void **state)
+{
+    const struct vfio_user_header hdr = { .cmd = VFIO_USER_DMA_UNMAP,
+                                          .flags = VFIO_USER_F_TRANSLATED };
+    const struct vfio_user_dma_unmap unmap = { .argsz = sizeof(unmap), .size = MEMORY_SIZE };
+    struct fixture *f = *state;
+
+    resolve(f);
+    message(f, hdr, &unmap, sizeof(unmap), -1);
+    vfu_destroy_ctx(f->ctx);
+}
+
 static void test_translation_waits(void **state)
 {
     struct fixture *f = *state;
@@ -179,9 +240,11 @@ static void paged(vfu_ctx_t *ctx, void *pvt, int error, uint32_t code)
 {
     struct fixture *f = pvt;
 
-    (void)ctx;
     (void)code;
     assert_int_equal(error, ENOTCONN);
+    /* The device may react to it as to any other. */
+    assert_int_equal(vfu_irq_trigger(ctx, 0), -1);
+    assert_int_equal(errno, ENOENT);
     f->ended++;
 }
 
@@ -202,6 +265,8 @@ static void test_page_requests_wait(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_invalidation_waits, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_unmap_waits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_translation_waits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_page_requests_wait, setup, teardown),
     };
