@@ -101,17 +101,53 @@ foreach(source IN LISTS storms)
         ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/test/tsan.supp")
 endforeach()
 
-if(VFU_FUZZ)
-    vfu_glob(fuzz_targets test/fuzz/fuzz_*.c)
-    foreach(source IN LISTS fuzz_targets)
-        get_filename_component(name ${source} NAME_WE)
-        add_executable(${name} ${source})
-        target_link_libraries(${name} PRIVATE vfu-test-base)
+# Fuzz targets: test/fuzz/fuzz_<name>.c. Each is also a program that replays files, and a test that
+# replays the seeds and whatever was found before, test/fuzz/regressions/<name>/*.
+find_program(PYTHON3 NAMES python3 REQUIRED)
+vfu_glob(fuzz_targets test/fuzz/fuzz_*.c)
+vfu_glob(fuzz_support test/fuzz/*.c)
+list(REMOVE_ITEM fuzz_support ${fuzz_targets} ${PROJECT_SOURCE_DIR}/test/fuzz/replay.c)
+vfu_glob(fuzz_regressions test/fuzz/regressions/*/*)
+set(fuzz_seeds ${PROJECT_BINARY_DIR}/test/fuzz/seeds)
+vfu_glob(fuzz_wire test/py/vfiouser/wire.py)
+
+add_custom_command(OUTPUT ${fuzz_seeds}/stamp
+    COMMAND ${PYTHON3} -B ${PROJECT_SOURCE_DIR}/test/fuzz/make-seeds ${fuzz_seeds}
+    COMMAND ${CMAKE_COMMAND} -E touch ${fuzz_seeds}/stamp
+    DEPENDS ${PROJECT_SOURCE_DIR}/test/fuzz/make-seeds ${fuzz_wire}
+    COMMENT "Making seeds for the fuzz targets")
+add_custom_target(fuzz-seeds ALL DEPENDS ${fuzz_seeds}/stamp)
+add_custom_target(fuzz DEPENDS fuzz-seeds)
+
+add_library(fuzz-support OBJECT ${fuzz_support})
+target_link_libraries(fuzz-support PUBLIC vfu-test-base)
+# The targets have their own time, and nothing sleeps: see test/fuzz/idle.h.
+target_link_options(fuzz-support PUBLIC
+    -Wl,--wrap=poll,--wrap=clock_gettime,--wrap=pthread_cond_wait,--wrap=pthread_cond_timedwait)
+
+# fuzz_executable(<name> <sources>...)
+function(fuzz_executable name)
+    add_executable(${name} ${ARGN})
+    target_link_libraries(${name} PRIVATE fuzz-support)
+    set_target_properties(${name} PROPERTIES
+        RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/fuzz)
+endfunction()
+
+foreach(source IN LISTS fuzz_targets)
+    get_filename_component(name ${source} NAME_WE)
+    string(REPLACE "fuzz_" "" short ${name})
+    if(VFU_FUZZ)
+        fuzz_executable(${name} ${source})
         target_link_options(${name} PRIVATE -fsanitize=fuzzer)
-        set_target_properties(${name} PROPERTIES
-            RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/fuzz)
-    endforeach()
-endif()
+        add_dependencies(fuzz ${name})
+    endif()
+    fuzz_executable(replay-${short} ${source} ${PROJECT_SOURCE_DIR}/test/fuzz/replay.c)
+    add_dependencies(replay-${short} fuzz-seeds)
+    set(found ${fuzz_regressions})
+    list(FILTER found INCLUDE REGEX "/regressions/${short}/")
+    add_test(NAME fuzz/${short} COMMAND replay-${short} ${fuzz_seeds}/${short} ${found})
+    set_tests_properties(fuzz/${short} PROPERTIES TIMEOUT 120)
+endforeach()
 
 # Devices that tests attach to, and the samples as tests of their own.
 vfu_executables(test/device vfio-user Threads::Threads)
