@@ -13,11 +13,9 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define EXIT_USAGE 2
 #define MAX_RECORDS 1000000000
@@ -50,32 +48,6 @@ struct options {
     bool device;
     const char *socket_path;
 };
-
-/*
- * A signal: the devices' processes are told to end, and what we wait for fails.
- */
-
-static volatile pid_t device_pids[2];
-static volatile sig_atomic_t interrupted;
-
-static void interrupt(int signal_number)
-{
-    (void)signal_number;
-    interrupted = 1;
-    for (size_t i = 0; i < sizeof(device_pids) / sizeof(device_pids[0]); i++) {
-        if (device_pids[i] > 0) {
-            kill(device_pids[i], SIGTERM);
-        }
-    }
-}
-
-static void catch_signals(void)
-{
-    const struct sigaction action = { .sa_handler = interrupt, .sa_flags = SA_RESTART };
-
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
-}
 
 /*
  * The demonstration
@@ -129,68 +101,36 @@ static bool run_load(struct machine machines[2], unsigned long records)
     return ok && guest.error[0] == '\0';
 }
 
-static bool start(struct machine *machine, size_t index, char *program, const char *directory,
+static bool start(struct machine *machine, struct demo *demo, const char *name,
                   const struct options *options)
 {
-    static const char *const names[] = { "source", "destination" };
-    bool ok = machine_start(machine, names[index], program, directory, options->memory_mib << 20,
-                            options->messages);
-
-    device_pids[index] = machine->process.pid;
-    if (ok) {
-        printf("%-12sdevice in process %d, RAM of %lu MiB %s\n", machine->name,
-               (int)machine->process.pid, options->memory_mib,
-               options->messages ? "reached by messages" : "shared");
+    if (!machine_start(machine, demo, name, options->memory_mib << 20, options->messages)) {
+        return false;
     }
-    return ok && !interrupted;
+    printf("%-12sdevice in process %d, RAM of %lu MiB %s\n", name,
+           (int)machine->process.process.pid, options->memory_mib,
+           options->messages ? "reached by messages" : "shared");
+    return true;
 }
 
-static bool stop(struct machine *machine, size_t index)
+static bool run(struct demo *demo, const struct options *options)
 {
-    device_pids[index] = 0;
-    return machine_stop(machine);
-}
-
-static bool run_in(char *directory, char *program, const struct options *options)
-{
+    static const char *const names[] = { "source", "destination" };
     static struct machine machines[2];
-    bool ok;
+    size_t started = 0;
+    bool ok = true;
 
-    ok = start(&machines[0], 0, program, directory, options) &&
-         start(&machines[1], 1, program, directory, options);
+    while (ok && started < 2) {
+        ok = start(&machines[started], demo, names[started], options);
+        started++;
+    }
     if (ok) {
         fill(&machines[0]);
         ok = run_load(machines, options->records);
     }
-    for (size_t i = 0; i < 2; i++) {
-        ok = (machines[i].name == NULL || stop(&machines[i], i)) && ok;
+    while (started > 0) {
+        ok = machine_stop(&machines[--started]) && ok;
     }
-    return ok;
-}
-
-static bool run(const struct options *options)
-{
-    const char *tmp = getenv("TMPDIR");
-    char directory[PATH_MAX / 2], program[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 1);
-    bool ok;
-
-    snprintf(directory, sizeof(directory), "%s/migration-XXXXXX", tmp != NULL ? tmp : "/tmp");
-    if (n < 0 || mkdtemp(directory) == NULL) {
-        fprintf(stderr, "migration: no place for the sockets: %s: set TMPDIR to a directory that "
-                        "can be written to\n", strerror(errno));
-        return false;
-    }
-    program[n] = '\0';
-    /* Progress is for whoever waits for it, by a pipe too. */
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    catch_signals();
-    ok = run_in(directory, program, options) && !interrupted;
-    rmdir(directory);
-    if (interrupted) {
-        fputs("migration: ended by a signal\n", stderr);
-    }
-    puts(ok ? "all ok" : "FAILED");
     return ok;
 }
 
@@ -264,6 +204,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 int main(int argc, char **argv)
 {
     struct options options = { .records = 200000, .memory_mib = 64 };
+    struct demo demo;
     int status = parse_options(argc, argv, &options);
 
     if (status >= 0) {
@@ -272,5 +213,8 @@ int main(int argc, char **argv)
     if (options.device) {
         return device_run(options.socket_path);
     }
-    return run(&options) ? EXIT_SUCCESS : EXIT_FAILURE;
+    if (!demo_begin(&demo, "migration")) {
+        return EXIT_FAILURE;
+    }
+    return demo_end(&demo, run(&demo, &options));
 }

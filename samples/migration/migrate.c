@@ -29,8 +29,7 @@ struct migration {
 
 static bool failed(const struct machine *machine, const char *what)
 {
-    fprintf(stderr, "migration: %s: %s: %s\n", machine->name, what, strerror(errno));
-    return false;
+    return machine_failed(machine, what, errno);
 }
 
 static double now_ms(void)
