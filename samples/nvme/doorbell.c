@@ -130,15 +130,30 @@ void doorbell_written(struct nvme *nvme, unsigned index, uint32_t value)
     worker_wake(owner);
 }
 
-/* What is posted and not read keeps a level up. */
+/* Entries that the host has not read. */
+static bool interrupting(struct nvme *nvme, unsigned id)
+{
+    struct cq *cq = &nvme->cqs[id];
+
+    return atomic_load(&nvme->cq_owner[id]) != NULL && atomic_load(&cq->vector) != NO_VALUE &&
+           atomic_load(&cq->tail) != atomic_load(&nvme->doorbells->reg[CQ_DOORBELL(id)]);
+}
+
+bool queues_interrupting(struct nvme *nvme)
+{
+    for (unsigned i = 0; i < NVME_MAX_QUEUES; i++) {
+        if (interrupting(nvme, i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void queues_interrupt_again(struct nvme *nvme)
 {
     for (unsigned i = 0; i < NVME_MAX_QUEUES; i++) {
-        struct cq *cq = &nvme->cqs[i];
-
-        if (atomic_load(&nvme->cq_owner[i]) != NULL &&
-            atomic_load(&cq->tail) != atomic_load(&nvme->doorbells->reg[CQ_DOORBELL(i)])) {
-            interrupt_raise(nvme, atomic_load(&cq->vector));
+        if (interrupting(nvme, i)) {
+            interrupt_raise(nvme, atomic_load(&nvme->cqs[i].vector));
         }
     }
 }

@@ -148,9 +148,27 @@ static uint16_t config_word(const struct nvme *nvme, size_t pos)
     return word;
 }
 
+static void set_config_word(struct nvme *nvme, size_t pos, uint16_t word)
+{
+    memcpy((uint8_t *)vfu_pci_get_config_space(nvme->ctx) + pos, &word, sizeof(word));
+}
+
+/* Interrupt Status shows the level, whether or not it may go out (PCI 6.2.3). */
+static void sync_status(struct nvme *nvme, uint32_t mode)
+{
+    uint16_t status = config_word(nvme, PCI_STATUS) & (uint16_t)~PCI_STATUS_INTERRUPT;
+
+    if (mode == INTERRUPT_INTX && queues_interrupting(nvme)) {
+        status |= PCI_STATUS_INTERRUPT;
+    }
+    set_config_word(nvme, PCI_STATUS, status);
+}
+
 static void sync_interrupts(struct nvme *nvme)
 {
     struct interrupts *irq = &nvme->interrupts;
+    bool disabled = (config_word(nvme, PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) != 0;
+    bool was_disabled = atomic_exchange(&irq->intx_disabled, disabled);
     uint16_t msi = config_word(nvme, irq->msi_pos + PCI_MSI_FLAGS);
     uint16_t msix = config_word(nvme, irq->msix_pos + PCI_MSIX_FLAGS);
     uint32_t mode = INTERRUPT_INTX;
@@ -163,6 +181,10 @@ static void sync_interrupts(struct nvme *nvme)
                               memory_order_relaxed);
     }
     atomic_store_explicit(&irq->mode, mode, memory_order_release);
+    sync_status(nvme, mode);
+    if (was_disabled && !disabled) {
+        queues_interrupt_again(nvme);
+    }
 }
 
 void pci_sync(struct nvme *nvme)
@@ -171,8 +193,6 @@ void pci_sync(struct nvme *nvme)
     uint32_t hold = atomic_load(&nvme->controller.hold);
 
     sync_interrupts(nvme);
-    atomic_store_explicit(&nvme->interrupts.intx_disabled,
-                          (command & PCI_COMMAND_INTX_DISABLE) != 0, memory_order_relaxed);
     if (!(command & PCI_COMMAND_MASTER)) {
         controller_hold(nvme, HOLD_BUS_MASTER);
     } else if (hold & HOLD_BUS_MASTER) {
@@ -182,9 +202,7 @@ void pci_sync(struct nvme *nvme)
 
 static void clear_config_bits(struct nvme *nvme, size_t pos, uint16_t bits)
 {
-    uint16_t word = config_word(nvme, pos) & (uint16_t)~bits;
-
-    memcpy((uint8_t *)vfu_pci_get_config_space(nvme->ctx) + pos, &word, sizeof(word));
+    set_config_word(nvme, pos, config_word(nvme, pos) & (uint16_t)~bits);
 }
 
 void pci_reset(struct nvme *nvme)

@@ -385,24 +385,6 @@ void cq_complete(struct cq *cq, struct command *cmd)
     }
 }
 
-void cq_poll(struct cq *cq)
-{
-    struct command *cmd;
-
-    while ((cmd = STAILQ_FIRST(&cq->done)) != NULL && cq_writable(cq)) {
-        STAILQ_REMOVE_HEAD(&cq->done, done_link);
-        if (!post_command(cq, cmd)) {
-            STAILQ_INSERT_HEAD(&cq->done, cmd, done_link);
-            break;
-        }
-    }
-    if (cq->signal) {
-        cq->signal = false;
-        interrupt_raise(cq->worker->nvme,
-                        atomic_load_explicit(&cq->vector, memory_order_relaxed));
-    }
-}
-
 static uint32_t occupied(const struct cq *cq)
 {
     uint32_t tail = atomic_load_explicit(&cq->tail, memory_order_relaxed);
@@ -410,13 +392,19 @@ static uint32_t occupied(const struct cq *cq)
     return (tail + cq->entries - cq->head) % cq->entries;
 }
 
+static bool head_moved(struct cq *cq, uint32_t *head)
+{
+    *head = doorbell_read(cq->worker, CQ_DOORBELL(cq->id), cq->head);
+    return *head != cq->head && *head != cq->bad_head;
+}
+
 /* How far the host has read (NVMe 4.1): it cannot have read what was not posted. */
 static void update_head(struct cq *cq)
 {
     struct nvme *nvme = cq->worker->nvme;
-    uint32_t head = doorbell_read(cq->worker, CQ_DOORBELL(cq->id), cq->head);
+    uint32_t head;
 
-    if (head == cq->head || head == cq->bad_head) {
+    if (!head_moved(cq, &head)) {
         return;
     }
     if (head >= cq->entries ||
@@ -429,6 +417,25 @@ static void update_head(struct cq *cq)
     }
     cq->bad_head = NO_VALUE;
     cq->head = head;
+}
+
+void cq_poll(struct cq *cq)
+{
+    struct command *cmd;
+
+    update_head(cq);
+    while ((cmd = STAILQ_FIRST(&cq->done)) != NULL && cq_writable(cq)) {
+        STAILQ_REMOVE_HEAD(&cq->done, done_link);
+        if (!post_command(cq, cmd)) {
+            STAILQ_INSERT_HEAD(&cq->done, cmd, done_link);
+            break;
+        }
+    }
+    if (cq->signal) {
+        cq->signal = false;
+        interrupt_raise(cq->worker->nvme,
+                        atomic_load_explicit(&cq->vector, memory_order_relaxed));
+    }
 }
 
 /* One entry stays free, or full would look like empty. */
@@ -560,7 +567,9 @@ unsigned sq_poll(struct sq *sq)
 
 bool queues_have_work(struct worker *worker)
 {
+    uint32_t head;
     struct sq *sq;
+    struct cq *cq;
 
     if (controller_held(&worker->nvme->controller)) {
         return false;
@@ -571,6 +580,11 @@ bool queues_have_work(struct worker *worker)
     TAILQ_FOREACH (sq, &worker->sqs, link) {
         if (read_tail(sq) != sq->head && can_fetch(sq) && sq->ring.state != RING_RESOLVING &&
             sq->ring.error == 0) {
+            return true;
+        }
+    }
+    TAILQ_FOREACH (cq, &worker->cqs, link) {
+        if (head_moved(cq, &head)) {
             return true;
         }
     }

@@ -120,7 +120,9 @@ uint32_t doorbell_read(struct worker *worker, unsigned index, uint32_t now);
 /* Control thread: the guest wrote a doorbell. */
 void doorbell_written(struct nvme *nvme, unsigned index, uint32_t value);
 
-/* Control thread: level-triggered interrupts are let through again. */
+/* Control thread: whether what was posted and not read keeps a level up. */
+bool queues_interrupting(struct nvme *nvme);
+/* Control thread: interrupts are let through again that were held back. */
 void queues_interrupt_again(struct nvme *nvme);
 
 #endif /* NVME_QUEUE_H */

@@ -148,8 +148,10 @@ static bool attach_client(struct nvme *nvme)
 /* 0, or -errno when the client is gone (-ENOTCONN) or nothing goes any more. */
 static int serve_client(struct nvme *nvme)
 {
-    int err = vfu_run_ctx(nvme->ctx) >= 0 ? 0 : -errno;
+    int err;
 
+    pci_sync(nvme);
+    err = vfu_run_ctx(nvme->ctx) >= 0 ? 0 : -errno;
     pci_sync(nvme);
     return err == -EINTR || err == -EAGAIN ? 0 : err;
 }
