@@ -168,7 +168,7 @@ bool check_other_page(struct bench *b)
 bool check_batch(struct bench *b)
 {
     vfuc_iommu_gather_t *gather = vfuc_iommu_gather_create(b->machine->iommu);
-    const unsigned pages = 40;
+    const unsigned pages = 12;
     unsigned gone = 0;
     bool before;
 

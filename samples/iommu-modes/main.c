@@ -15,6 +15,7 @@
 
 /* Above all that the checks fill RAM with. */
 #define FIRST_SECRET 0x90
+
 /* Far more than any step takes: what is late by this much does not come. */
 #define TIMEOUT_MS 10000
 
