@@ -63,6 +63,7 @@ struct bell {
 
 struct client {
     struct demo *demo;
+    int device_pidfd;
     vfuc_t *device;
     vfuc_ioeventfd_t fds[NR_DOORBELLS];
     int nr_fds;
@@ -197,17 +198,23 @@ static bool ring_by_message(struct client *client, unsigned long number)
            demo_failed(client->demo, "cannot ring by a message", errno);
 }
 
-/* Interrupts may come together, but one comes after the last ring. */
+/*
+ * Interrupts may come together, but one comes after the last ring; or the end of the device's process
+ * does.
+ */
 static bool wait_interrupt(struct client *client)
 {
-    struct pollfd pfd = { .fd = client->irq_fd, .events = POLLIN };
+    struct pollfd fds[] = {
+        { .fd = client->irq_fd, .events = POLLIN },
+        { .fd = client->device_pidfd, .events = POLLIN },
+    };
     eventfd_t count;
 
     while (eventfd_read(client->irq_fd, &count) != 0) {
-        int ready = poll(&pfd, 1, DEMO_TIMEOUT_MS);
+        int ready = poll(fds, 2, DEMO_TIMEOUT_MS);
 
-        if (demo_interrupted() || ready == 0) {
-            return demo_failed(client->demo, "no interrupt", demo_interrupted() ? EINTR : ETIMEDOUT);
+        if (ready == 0 || fds[1].revents != 0) {
+            return demo_failed(client->demo, "no interrupt", ready == 0 ? ETIMEDOUT : EPIPE);
         }
     }
     return true;
@@ -318,9 +325,10 @@ static bool run(struct demo *demo, const struct options *options)
     struct client client = { .demo = demo, .irq_fd = -1 };
     struct demo_device device = { .process.pid = 0 };
     bool ok = demo_start_device(demo, &device, "doorbells",
-                                options->no_shadow ? "--no-shadow" : NULL) &&
-              attach(&client, device.socket) && demonstrate(&client, options->rings);
+                                options->no_shadow ? "--no-shadow" : NULL);
 
+    client.device_pidfd = device.process.pidfd;
+    ok = ok && attach(&client, device.socket) && demonstrate(&client, options->rings);
     detach(&client);
     return demo_stop_device(demo, &device) && ok;
 }
