@@ -2,6 +2,7 @@
 #include "device/dma_command.h"
 
 #include "device/ctx.h"
+#include "iommu/iommu.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -177,13 +178,11 @@ static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_spac
                        const struct vfio_user_dma_unmap *in, const struct vfio_user_bitmap *bitmap,
                        uint8_t *bits, struct dma_drain *drain)
 {
-    struct range range;
+    struct range range = RANGE_ALL;
+    bool all = in->flags == VFIO_DMA_UNMAP_FLAG_ALL;
     int err = 0;
 
-    if (in->flags == VFIO_DMA_UNMAP_FLAG_ALL) {
-        return dma_unmap_all(space, tell_device, ctx, drain);
-    }
-    if (!range_make(in->addr, in->size, &range)) {
+    if (!all && !range_make(in->addr, in->size, &range)) {
         log_err(&ctx->log, "DMA_UNMAP id %u: address 0x%llx, size 0x%llx is empty or wraps",
                 req->hdr.msg_id, (unsigned long long)in->addr, (unsigned long long)in->size);
         return -ENOENT;
@@ -191,7 +190,14 @@ static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_spac
     if (in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP && holds_whole_regions(space, range)) {
         err = dma_dirty_report(space, range, bitmap->pgsize, bits, bitmap->size);
     }
-    return err < 0 ? err : dma_unmap(space, range, tell_device, ctx, drain);
+    if (err >= 0) {
+        err = all ? dma_unmap_all(space, tell_device, ctx, drain)
+                  : dma_unmap(space, range, tell_device, ctx, drain);
+    }
+    if (err >= 0) {
+        iommu_unmapped(ctx, space, range);
+    }
+    return err;
 }
 
 /* The reply echoes the request, with the bitmap behind it when that was asked for. */

@@ -331,6 +331,8 @@ void access_end_all(struct access_list *list, int err)
 void access_revoke(struct vfu_ctx *ctx, uint32_t pasid, bool global, struct range range)
 {
     struct iommu *iommu = ctx->iommu;
+    void (*revoked)(vfu_ctx_t *, vfu_dma_request_t *) = NULL;
+    vfu_dma_request_t *req = NULL;
     struct access *a;
 
     do {
@@ -340,14 +342,32 @@ void access_revoke(struct vfu_ctx *ctx, uint32_t pasid, bool global, struct rang
 
             if (!a->revoked && (global || a->req->pasid == pasid) && range_overlaps(used, range)) {
                 a->revoked = true;
+                /* Outside the lock its owner may release it, and begin another access with it. */
+                req = a->req;
+                revoked = req->revoked;
                 break;
             }
         }
         pthread_mutex_unlock(&iommu->lock);
         if (a != NULL) {
-            a->req->revoked(ctx, a->req);
+            revoked(ctx, req);
         }
     } while (a != NULL);
+}
+
+void iommu_unmapped(struct vfu_ctx *ctx, struct dma_space *space, struct range range)
+{
+    struct dma_space_name name = dma_space_name(space);
+
+    if (ctx->iommu == NULL) {
+        return;
+    }
+    if (name.translated) {
+        /* Which translations led there is not known. */
+        access_revoke(ctx, VFU_NO_PASID, true, RANGE_ALL);
+    } else {
+        access_revoke(ctx, name.has_pasid ? name.pasid : VFU_NO_PASID, false, range);
+    }
 }
 
 /* The public calls */
@@ -471,6 +491,9 @@ int access_cancel(struct vfu_ctx *ctx, vfu_dma_request_t *req)
     struct access *a = access_of(req);
     bool ours = false;
 
+    if (ctx->iommu == NULL) {
+        return -ENOENT;
+    }
     pthread_mutex_lock(&ctx->iommu->lock);
     if (a->state == ACCESS_TRANSLATING) {
         TAILQ_REMOVE(&((struct translation *)a->waits_for)->waiters, a, link);

@@ -207,9 +207,14 @@ static void switch_ats(struct vfu_ctx *ctx, const struct pci_iommu_registers *no
     }
     on = agreed->iommu.ats.present && now->ats_enabled && !is_on(&iommu->refused);
     if (enabling || !on) {
+        bool was_on = is_on(&iommu->ats_on);
+
         set(&iommu->ats_on, false);
         empty_atc(ctx, false);
         translate_cancel(ctx, VFU_NO_PASID, true, -ECANCELED);
+        if (was_on) {
+            access_revoke(ctx, VFU_NO_PASID, true, RANGE_ALL);
+        }
     }
     set(&iommu->ats_on, on);
 }

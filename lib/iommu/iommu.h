@@ -4,10 +4,12 @@
 
 #include "libvfio-user-iommu.h"
 #include "session/negotiate.h"
+#include "util/range.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
+struct dma_space;
 struct request;
 struct vfu_ctx;
 
@@ -31,6 +33,9 @@ void iommu_reset(struct vfu_ctx *ctx);
 
 /* The guest has written one of the three capabilities. Control thread. */
 void iommu_registers_changed(struct vfu_ctx *ctx);
+
+/* Regions were unmapped: mappings that are kept and may use them are revoked. Control thread. */
+void iommu_unmapped(struct vfu_ctx *ctx, struct dma_space *space, struct range range);
 
 int iommu_command_invalidate(struct vfu_ctx *ctx, struct request *req);
 
