@@ -72,7 +72,7 @@ void vfu_dma_release(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req)
 
 int vfu_dma_cancel(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req)
 {
-    return api_result(access_cancel(vfu_ctx, req));
+    return api_result(vfu_ctx->iommu == NULL ? -ENOENT : access_cancel(vfu_ctx, req));
 }
 
 /* Within what was resolved: len bytes from offset on, entry by entry. */
