@@ -364,11 +364,11 @@ static const struct io_command {
 
 static const struct io_command *io_command(unsigned opcode)
 {
-    const struct io_command *command = &io_commands[opcode];
-
-    return opcode < sizeof(io_commands) / sizeof(io_commands[0]) && command->begin != NULL
-               ? command
-               : NULL;
+    if (opcode >= sizeof(io_commands) / sizeof(io_commands[0]) ||
+        io_commands[opcode].begin == NULL) {
+        return NULL;
+    }
+    return &io_commands[opcode];
 }
 
 uint32_t io_effects(unsigned opcode)

@@ -151,9 +151,9 @@ void admin_get_log_page(struct command *cmd)
     uint64_t dwords = (cmd->sqe.cdw10 >> 16 | (uint64_t)(cmd->sqe.cdw11 & 0xffff) << 16) + 1;
     uint64_t offset = cmd->sqe.cdw12 | (uint64_t)cmd->sqe.cdw13 << 32;
     uint64_t len = dwords * sizeof(uint32_t);
-    const struct log_page *page = &pages[id];
+    const struct log_page *page = id < sizeof(pages) / sizeof(pages[0]) ? &pages[id] : NULL;
 
-    if (id >= sizeof(pages) / sizeof(pages[0]) || page->fill == NULL) {
+    if (page == NULL || page->fill == NULL) {
         command_fail(cmd, NVME_SC_INVALID_LOG_PAGE, "there is no such log page");
     } else if (offset % sizeof(uint32_t) != 0 || len > NVME_MAX_TRANSFER) {
         command_fail(cmd, NVME_SC_INVALID_FIELD, "the offset is odd, or the length beyond MDTS");

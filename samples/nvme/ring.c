@@ -73,8 +73,9 @@ static void fill_pages(struct ring *ring)
     }
 }
 
-static void take_answer(struct ring *ring)
+static void take_answer(struct ring *ring, int error)
 {
+    ring->error = error;
     /* Given up on both sides' wish, and not because the memory is not there. */
     if (ring->error == ECANCELED || ring->error == EAGAIN) {
         ring->error = 0;
@@ -97,7 +98,7 @@ static void answered(struct worker *worker, struct event *event)
     struct ring *ring = (struct ring *)event;
 
     worker->busy--;
-    take_answer(ring);
+    take_answer(ring, ring->answer);
 }
 
 static void resolved(vfu_ctx_t *ctx, vfu_dma_request_t *req, int error)
@@ -105,7 +106,7 @@ static void resolved(vfu_ctx_t *ctx, vfu_dma_request_t *req, int error)
     struct ring *ring = req->pvt;
 
     (void)ctx;
-    ring->error = error;
+    ring->answer = error;
     if (atomic_exchange(&ring->handshake, HANDSHAKE_ANSWERED) == HANDSHAKE_ASKED) {
         worker_post(ring->worker, &ring->event);
     }
@@ -138,12 +139,11 @@ static void resolve(struct ring *ring)
     atomic_store(&ring->revoked, false);
     atomic_store(&ring->handshake, HANDSHAKE_OPEN);
     if (vfu_dma_resolve(ring->worker->nvme->ctx, req) != 0) {
-        ring->error = errno;
-        take_answer(ring);
+        take_answer(ring, errno);
         return;
     }
     if (atomic_exchange(&ring->handshake, HANDSHAKE_ASKED) == HANDSHAKE_ANSWERED) {
-        take_answer(ring);
+        take_answer(ring, ring->answer);
     } else {
         ring->worker->busy++;
     }

@@ -29,6 +29,7 @@ struct ring {
     size_t len;
     int prot;
     int error; /* of the last resolve: 0 or an errno */
+    int answer; /* the same, handed over by the handshake */
     atomic_int handshake;
     atomic_bool revoked;
     size_t max_pages;
