@@ -139,10 +139,13 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
     }
     err = device_pci_realize(vfu_ctx);
     if (err == 0) {
-        err = irqs_realize(&vfu_ctx->irqs);
+        err = msix_realize(vfu_ctx);
     }
     if (err == 0) {
-        err = msix_realize(vfu_ctx);
+        err = irqs_realize(&vfu_ctx->irqs);
+        if (err < 0) {
+            msix_destroy(vfu_ctx);
+        }
     }
     vfu_ctx->realized = err == 0;
     return api_result(err);
