@@ -31,7 +31,7 @@ struct cursor {
     size_t at; /* within the first */
 };
 
-static void copy(struct cursor *cursor, uint8_t *bytes, size_t len, bool write)
+static void copy_memory(struct cursor *cursor, uint8_t *bytes, size_t len, bool write)
 {
     while (len > 0 && cursor->nr_iov > 0) {
         uint8_t *part = (uint8_t *)cursor->iov->iov_base + cursor->at;
@@ -61,7 +61,7 @@ static void do_page(const struct backend_io *io, struct cursor *cursor, uint8_t 
     switch (io->op) {
     case BACKEND_READ:
     case BACKEND_WRITE:
-        copy(cursor, bytes, len, io->op == BACKEND_WRITE);
+        copy_memory(cursor, bytes, len, io->op == BACKEND_WRITE);
         break;
     case BACKEND_WRITE_ZEROES:
         memset(bytes, 0, len);
