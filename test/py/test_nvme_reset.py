@@ -6,7 +6,7 @@ import random
 import pytest
 
 from vfiouser.nvme import Namespace, Nvme, pattern
-from vfiouser.nvme_spec import (CC, CSTS_RDY, FUA, IO_FLUSH, IO_READ, IO_WRITE, SUCCESS)
+from vfiouser.nvme_spec import (CC, CNS_CONTROLLER, CSTS_RDY, FUA, IO_FLUSH, IO_READ, IO_WRITE, SUCCESS)
 from vfiouser.wire import CONFIG
 
 SIZE = 32 << 10
@@ -27,12 +27,13 @@ RESETS = {
 
 
 def load(nvme, opcode=IO_READ, count=60):
-    """Commands that are not waited for. Returns the buffer."""
-    addr = nvme.alloc(SIZE)
+    """Commands that are not waited for. Returns the buffers, one for each queue."""
+    buffers = []
     for sq in nvme.queues.values():
+        buffers.append(nvme.alloc(SIZE))
         for i in range(count):
-            nvme.transfer(sq, opcode, i * BLOCKS, BLOCKS, addr, SIZE)
-    return addr
+            nvme.transfer(sq, opcode, i * BLOCKS, BLOCKS, buffers[-1], SIZE)
+    return buffers
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -43,19 +44,21 @@ def test_reset_under_load(nvme, reset, opcode):
     for _ in range(5):
         nvme.enable_bus_master()
         nvme.start_io(2)
-        addr = load(nvme, opcode)
+        buffers = load(nvme, opcode)
         queues = list(nvme.queues.values())
         RESETS[reset](nvme)
         nvme.wait_ready(0)
         mark = pattern(SIZE, 0xFEED)
-        nvme.memory.write(addr, mark)
+        for addr in buffers:
+            nvme.memory.write(addr, mark)
         for sq in queues:
             nvme.memory.write(sq.cq.addr, bytes(64 * 16))
         nvme.enable_bus_master()
         disk = Namespace(nvme, nvme.start_io(2))
         disk.write(0, pattern(4096, 1))
         assert disk.read(0, 4096) == pattern(4096, 1)
-        assert nvme.memory.read(addr, SIZE) == mark
+        for addr in buffers:
+            assert nvme.memory.read(addr, SIZE) == mark
         for sq in queues:
             assert not any(nvme.memory.read(sq.cq.addr, 64 * 16))
 
@@ -101,15 +104,15 @@ def test_memory_that_goes_away_under_load(nvme):
     """DMA_UNMAP while the device is at it; afterwards nothing reaches it."""
     for _ in range(10):
         nvme.start_io(2)
-        slot = nvme.client.add_memory(0x40000000, SIZE)
-        for sq in nvme.queues.values():
+        slot = nvme.client.add_memory(0x40000000, 2 * SIZE)
+        for at, sq in enumerate(nvme.queues.values()):
             for i in range(60):
-                nvme.transfer(sq, IO_READ, i * BLOCKS, BLOCKS, slot.addr, SIZE)
+                nvme.transfer(sq, IO_READ, i * BLOCKS, BLOCKS, slot.addr + at * SIZE, SIZE)
         nvme.client.dma_unmap(slot.addr, slot.size)
-        slot.write(0, pattern(SIZE, 4))
-        nvme.identify(1)
+        slot.write(0, pattern(2 * SIZE, 4))
+        nvme.identify(CNS_CONTROLLER)
         nvme.disable()
-        assert slot.read(0, SIZE) == pattern(SIZE, 4)
+        assert slot.read(0, 2 * SIZE) == pattern(2 * SIZE, 4)
         nvme.client.memory.remove(slot)
 
 
