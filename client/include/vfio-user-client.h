@@ -75,7 +75,7 @@ typedef struct vfuc_options {
 } vfuc_options_t;
 
 /* What was agreed on. */
-typedef struct vfuc_agreed {
+typedef struct {
     uint32_t max_msg_fds; /* the server's */
     uint32_t max_data_xfer_size; /* the server's, in bytes */
     vfuc_iommu_proposal_t iommu;
@@ -114,7 +114,7 @@ int vfuc_reconnect(vfuc_t *client);
 /* What the server agreed to. */
 void vfuc_agreed(vfuc_t *client, vfuc_agreed_t *agreed);
 
-typedef struct vfuc_device_info {
+typedef struct {
     uint32_t flags; /* VFIO_DEVICE_FLAGS_* */
     uint32_t num_regions;
     uint32_t num_irqs;
@@ -128,7 +128,7 @@ typedef struct vfuc_mmap_area {
 
 #define VFUC_MAX_AREAS 64
 
-typedef struct vfuc_region_info {
+typedef struct {
     uint64_t size;
     uint64_t fd_offset; /* of the region in fd */
     uint32_t flags; /* VFIO_REGION_INFO_FLAG_* */
