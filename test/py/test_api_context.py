@@ -496,6 +496,49 @@ def test_contexts_are_independent(workshop):
     assert [memory[0] for memory in memories] == [1, 2]
 
 
+# Inside callbacks
+
+
+def test_calls_inside_callbacks(workshop):
+    """What would wait for the callback itself is refused, and the request goes its way."""
+    device = workshop.device()
+    outcome = []
+
+    def reenter():
+        for call in (device.attach, device.run, device.quiesced):
+            try:
+                call()
+            except OSError as error:
+                outcome.append(error.errno)
+        device.lib.vfu_destroy_ctx(device.ctx)
+
+    def access(_buf, count, _offset, _is_write):
+        reenter()
+        return count
+
+    device.setup_region(BAR0, 16, access)
+    device.setup_quiesce(reenter)
+    device.setup_reset(lambda _type: reenter())
+    device.setup_dma(4, lambda _info: reenter(), lambda _info: reenter())
+    device.setup_irq_state(wire.INTX, lambda *_: reenter())
+    device.setup_irqs(wire.INTX, 1)
+    device.setup_migration(lambda _state: reenter(), lambda *_: 0, lambda *_: 0)
+    client = workshop.attach(device)
+    client.region_read(BAR0, 0, 4)
+    client.add_memory(0x10000, 0x1000)
+    client.set_irqs(wire.INTX, wire.DATA_NONE | wire.ACTION_MASK)
+    client.feature(wire.FEATURE_SET | wire.FEAT_MIG_STATE, bytes([6]) + bytes(7))
+    client.dma_unmap(0x10000, 0x1000)
+    client.reset()
+    client.close()
+    with fails(errno.ENOTCONN):
+        device.run()
+    # 4 requests that quiesce, and the loss; a region access, a map, an unmap, an interrupt's mask,
+    # a step of migration, and two resets
+    assert outcome == [errno.EDEADLK, errno.EDEADLK, errno.EINVAL] * (5 + 7)
+    device.setup_reset(None)
+
+
 # The pipe transport
 
 

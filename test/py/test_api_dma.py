@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Guest memory through the C interface: what is mapped, scatter lists, and the bytes behind them."""
+"""Guest memory through the C interface: what is mapped, scatter lists, the bytes behind them."""
 
 import ctypes
 import errno
@@ -214,7 +214,8 @@ def test_lost_connection_unregisters_everything(dma):
 
 
 @pytest.mark.parametrize("flags, share", [
-    (MAP_RW | MAP_MMAP, False), (MAP_RW | MAP_FILE_IO, False), (MAP_RW | MAP_MMAP | MAP_FILE_IO, True),
+    (MAP_RW | MAP_MMAP, False), (MAP_RW | MAP_FILE_IO, False),
+    (MAP_RW | MAP_MMAP | MAP_FILE_IO, True),
     (MAP_RW | 0x10, True), (MAP_RW | 0x10, False), (MAP_RW | MAP_MMAP | 1 << 31, True)])
 def test_map_flags(dma, flags, share):
     fd = os.memfd_create("guest")
@@ -316,7 +317,8 @@ def test_unmap_of_what_is_not_there(dma, addr, size):
 
 
 @pytest.mark.parametrize("flags, addr, size, argsz", [
-    (4, BASE, PAGE, 24), (3, BASE, PAGE, 64), (2, BASE, 0, 24), (2, 0, PAGE, 24), (2, BASE, PAGE, 24),
+    (4, BASE, PAGE, 24), (3, BASE, PAGE, 64), (2, BASE, 0, 24), (2, 0, PAGE, 24),
+    (2, BASE, PAGE, 24),
     (0, BASE, PAGE, 23), (0, BASE, PAGE, (1 << 20) + 1), (1, BASE, PAGE, 24)])
 def test_unmap_errors(dma, flags, addr, size, argsz):
     map_error(dma.client)

@@ -35,7 +35,7 @@ def setup_iommu(device, invalidate=None, state=None, size=None, **config):
 
 
 class Access:
-    """A vfu_dma_request_t with the memory that it refers to; error is None until done was called."""
+    """A vfu_dma_request_t with what it refers to; error is None until done was called."""
 
     def __init__(self, dev, addr=IOVA, length=8, pasid=NO_PASID, prot=PROT_READ, attrs=0, flags=0,
                  room=8, revoked=None):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Interrupts through the C interface: counts, triggers, masks, and SET_IRQS as the device sees it."""
+"""Interrupts through the C interface: counts, triggers, masks, SET_IRQS as the device sees it."""
 
 import errno
 import os
@@ -93,6 +93,8 @@ def test_trigger_before_realize(device):
     device.setup_irqs(INTX, 1)
     with fails(errno.EINVAL):
         trigger(device, 0)
+    with fails(errno.EINVAL):
+        device.lib.vfu_irq_trigger_type(device.ctx, ERR, 0)
 
 
 def test_trigger_errors(device, client):
@@ -121,6 +123,24 @@ def test_types_share_the_table(device, client, events):
     trigger(device, 0)
     trigger(device, 1)
     assert [count(fd) for fd in events[:3]] == [0, 1, 1]
+
+
+def test_trigger_of_a_type(device, client, events):
+    lib, ctx = device.lib, device.ctx
+    for index, irq_type in enumerate((MSI, ERR, REQ)):
+        client.set_irqs(irq_type, SET_FDS, fds=[events[index]])
+    for times, irq_type in enumerate((MSI, ERR, REQ)):
+        for _ in range(times + 1):
+            assert lib.vfu_irq_trigger_type(ctx, irq_type, 0) == 0
+    assert [count(fd) for fd in events[:3]] == [1, 2, 3]
+    for irq_type, index in ((INTX, 1), (MSI, 2), (MSIX, 4), (ERR, 1), (REQ, 1), (5, 0), (-1, 0)):
+        with fails(errno.EINVAL):
+            lib.vfu_irq_trigger_type(ctx, irq_type, index)
+    with fails(errno.ENOENT):
+        lib.vfu_irq_trigger_type(ctx, MSI, 1)
+    client.set_irqs(ERR, DATA_NONE | ACTION_TRIGGER, 0, 0)
+    with fails(errno.ENOENT):
+        lib.vfu_irq_trigger_type(ctx, ERR, 0)
 
 
 def test_err_and_req_are_not_triggered(device, client, events):

@@ -636,7 +636,8 @@ def test_gaps_with_callback(workshop, device):
     device.take_events()
     data = client.region_read(CONFIG, 0x3E, 0x20)
     assert data == bytes(2) + bytes(range(8)) + bytes(8) + bytes([VNDR, 0, 8]) + bytes(5) + bytes(6)
-    assert device.events == [("region", CONFIG, 0x40, 16, False), ("region", CONFIG, 0x58, 6, False)]
+    assert device.events == [("region", CONFIG, 0x40, 16, False),
+                             ("region", CONFIG, 0x58, 6, False)]
 
 
 def test_config_region_larger_than_the_space(workshop, device):

@@ -112,7 +112,8 @@ NOT_QUIESCING = {
 
 
 def quiescing(function):
-    return pytest.mark.parametrize("cmd, payload, then", QUIESCING.values(), ids=QUIESCING)(function)
+    return pytest.mark.parametrize("cmd, payload, then", QUIESCING.values(),
+                                   ids=QUIESCING)(function)
 
 
 # What asks

@@ -2,7 +2,6 @@
 """Fixtures of the tests that load the library into this process."""
 
 import contextlib
-import gc
 import os
 import re
 
@@ -78,7 +77,6 @@ class Workshop:
 @pytest.fixture
 def workshop(lib):
     """At the end of the test this process must have the descriptors that it had before."""
-    gc.collect()
     before = open_fds()
     shop = Workshop(lib)
     yield shop
