@@ -105,6 +105,15 @@ static int get_object(struct json_object *obj, const char *name, struct json_obj
     return json_object_is_type(*out, json_type_object) ? 0 : -EPROTO;
 }
 
+/* A part of the extension, which has to have been proposed. */
+static int get_part(struct json_object *iommu, const char *name, uint32_t proposed,
+                    struct json_object **part)
+{
+    int err = get_object(iommu, name, part);
+
+    return err == 0 && *part != NULL && proposed == 0 ? -EPROTO : err;
+}
+
 /* Nothing that was not proposed, and no more of it. */
 static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *proposed,
                       vfuc_iommu_proposal_t *agreed)
@@ -112,7 +121,8 @@ static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *pro
     struct json_object *iommu, *part;
     int err = get_object(caps, "iommu", &iommu);
 
-    if (err == 0 && (err = get_object(iommu, "pasid", &part)) == 0 && part != NULL) {
+    err = err < 0 ? err : get_part(iommu, "pasid", proposed->pasid_bits, &part);
+    if (err == 0 && part != NULL) {
         agreed->pasid_bits = proposed->pasid_bits;
         err = get_int(part, "bits", 1, proposed->pasid_bits, &agreed->pasid_bits);
         err = err < 0 ? err : get_bool(part, "exec", &agreed->pasid_exec);
@@ -122,7 +132,8 @@ static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *pro
             err = -EPROTO;
         }
     }
-    if (err == 0 && (err = get_object(iommu, "ats", &part)) == 0 && part != NULL) {
+    err = err < 0 ? err : get_part(iommu, "ats", proposed->ats_queue_depth, &part);
+    if (err == 0 && part != NULL) {
         agreed->ats_queue_depth = proposed->ats_queue_depth;
         agreed->ats_page_shift = proposed->ats_page_shift;
         agreed->ats_max_entries = proposed->ats_max_entries;
@@ -133,7 +144,8 @@ static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *pro
         err = err < 0 ? err : get_int(part, "max_entries", 1, proposed->ats_max_entries,
                                       &agreed->ats_max_entries);
     }
-    if (err == 0 && (err = get_object(iommu, "pri", &part)) == 0 && part != NULL) {
+    err = err < 0 ? err : get_part(iommu, "pri", proposed->pri_max_requests, &part);
+    if (err == 0 && part != NULL) {
         agreed->pri_max_requests = proposed->pri_max_requests;
         err = get_int(part, "max_requests", 1, proposed->pri_max_requests,
                       &agreed->pri_max_requests);

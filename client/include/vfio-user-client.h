@@ -386,8 +386,9 @@ int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t p
 
 /*
  * Any command: request is what follows the header, and up to reply_size bytes of what follows the
- * header of the reply are stored, not over the request. flags: VFIO_USER_F_PASID, VFIO_USER_F_TRANSLATED. Returns the
- * size of the reply's payload, which may be larger than reply_size, or -1.
+ * header of the reply are stored, not over the request. flags: VFIO_USER_F_PASID,
+ * VFIO_USER_F_TRANSLATED. Returns the size of the reply's payload, which may be larger than
+ * reply_size, or -1.
  */
 ssize_t vfuc_command(vfuc_t *client, uint16_t cmd, uint32_t flags, const void *request,
                      size_t request_size, void *reply, size_t reply_size);
