@@ -56,7 +56,7 @@ target_include_directories(abi-generations PRIVATE ${PROJECT_SOURCE_DIR}/include
 add_test(NAME abi/generations COMMAND abi-generations)
 
 add_executable(abi-cxx ${PROJECT_SOURCE_DIR}/test/abi/device.cc)
-target_link_libraries(abi-cxx PRIVATE vfio-user)
+target_link_libraries(abi-cxx PRIVATE vfio-user vfio-user-client Threads::Threads)
 add_test(NAME abi/cxx COMMAND abi-cxx)
 
 # vfu_symbol_test(<name> <library> <map> <compatibility list> <header pattern>)
