@@ -37,7 +37,8 @@
 
 static const char usage[] =
     "Usage: lspci [--help]\n"
-    "Print the configuration space of a PCI device with every capability, for 'lspci -vv -F FILE'.\n";
+    "Print the configuration space of a PCI device with every capability, for\n"
+    "'lspci -vv -F FILE'.\n";
 
 /*
  * The capabilities. The header's next pointer is the library's, the ID and, where the size is not

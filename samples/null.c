@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The smallest device: no registers, no interrupts, no DMA, only an identity in configuration space,
- * which the library emulates. It says on standard error what its one client does, and ends when the
- * client has gone.
+ * The smallest device: no registers, no interrupts, no DMA, only an identity in configuration
+ * space, which the library emulates. It says on standard error what its one client does, and ends
+ * when the client has gone.
  *
  * What it teaches: the life cycle (create, realize, attach, run, destroy) of a device that blocks
  * between requests, and the log. samples/gpio is the same around an event loop.
@@ -39,8 +39,8 @@ static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
 }
 
 /*
- * A signal. This device waits within the library, which a signal handler cannot tell to stop without
- * a race, and there is nothing that a handler could not clean up: so it is done here.
+ * A signal. This device waits within the library, which a signal handler cannot tell to stop
+ * without a race, and there is nothing that a handler could not clean up: so it is done here.
  */
 static char socket_path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A sample that shows both ends: it starts itself again, as the process that serves the device, and
- * is the client. What is common to these: a directory for the sockets, the processes, and the end by
- * a signal.
+ * is the client. What is common to these: a directory for the sockets, the processes, and the end
+ * by a signal.
  */
 
 #ifndef DEMO_H

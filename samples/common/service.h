@@ -10,8 +10,8 @@
 #include "libvfio-user.h"
 
 /*
- * vfu_create_ctx() on a socket. Returns the context, or NULL with errno after having said on standard
- * error what is wrong and what to do about it.
+ * vfu_create_ctx() on a socket. Returns the context, or NULL with errno after having said on
+ * standard error what is wrong and what to do about it.
  */
 vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void *pvt);
 

@@ -31,8 +31,8 @@ static const char usage[] =
     "  -v, --verbose       say what clients do\n"
     "  -h, --help          print this text\n"
     "\n"
-    "Prints \"gpio: listening on PATH\" when clients may connect. A line \"3=1\" on standard input\n"
-    "drives line 3 high; one on standard output says that the card does (z: it is an input).\n"
+    "Prints \"gpio: listening on PATH\" when clients may connect. \"3=1\" on standard input drives\n"
+    "line 3 high; on standard output it says that the card does (z: it is an input).\n"
     "SIGTERM and SIGINT end it.\n";
 
 static const struct option long_options[] = {

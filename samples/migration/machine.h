@@ -26,8 +26,9 @@ struct machine {
 };
 
 /*
- * Starts the device's process, attaches to it and gives it the RAM; by messages: not shared. Says on
- * standard error what went wrong, and returns whether nothing did. machine_stop() is due in any case.
+ * Starts the device's process, attaches to it and gives it the RAM; by messages: not shared. Says
+ * on standard error what went wrong, and returns whether nothing did. machine_stop() is due in any
+ * case.
  */
 bool machine_start(struct machine *machine, struct demo *demo, const char *name, size_t ram_size,
                    bool messages);

@@ -25,7 +25,7 @@
 static const char usage[] =
     "Usage: migration [--records N] [--memory MIB] [--messages]\n"
     "       migration --device --socket PATH\n"
-    "Migrate a device live from one process to another, under load, and check that nothing is lost.\n"
+    "Migrate a device live from one process to another, under load: nothing is lost.\n"
     "\n"
     "  -r, --records N    records to check before the migration, and after it (default 200000)\n"
     "  -m, --memory MIB   RAM of the guest, 16 to 1024 (default 64)\n"

@@ -8,9 +8,9 @@
 #include "machine.h"
 
 /*
- * While the guest runs on the source. Afterwards it runs on the destination, and the source's device
- * is stopped. Prints how it goes. Returns false when it went wrong, after having said what; the guest
- * is then paused.
+ * While the guest runs on the source. Afterwards it runs on the destination, and the source's
+ * device is stopped. Prints how it goes. Returns false when it went wrong, after having said what;
+ * the guest is then paused.
  */
 bool migrate(struct machine *source, struct machine *destination, struct guest *guest);
 

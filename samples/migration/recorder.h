@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The recorder: a device that writes record after record into a ring in guest memory, as fast as the
- * guest reads them, and remembers the checksums of the last of them. This is the device itself, and
- * how its state is saved and loaded; it knows nothing of vfio-user and of threads.
+ * The recorder: a device that writes record after record into a ring in guest memory, as fast as
+ * the guest reads them, and remembers the checksums of the last of them. This is the device itself,
+ * and how its state is saved and loaded; it knows nothing of vfio-user and of threads.
  */
 
 #ifndef RECORDER_H
@@ -88,8 +88,8 @@ void recorder_failed(struct recorder *r, int err);
 /* Everything is to be saved, from here on. */
 void recorder_save_begin(struct recorder *r);
 /*
- * Puts up to size bytes of state into data and returns their number. 0: there is nothing that has not
- * been saved, as of now. The registers come when the device has stopped, at the very end.
+ * Puts up to size bytes of state into data and returns their number. 0: there is nothing that has
+ * not been saved, as of now. The registers come when the device has stopped, at the very end.
  */
 size_t recorder_save(struct recorder *r, bool stopped, void *data, size_t size);
 

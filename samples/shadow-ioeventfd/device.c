@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The device. Its doorbells are ioeventfds: who writes one signals an eventfd, which a thread waits
- * for, and nothing comes by the socket. An eventfd does not say what was written: with a shadow, the
- * value is put into memory that both sides share, before the signal.
+ * for, and nothing comes by the socket. An eventfd does not say what was written: with a shadow,
+ * the value is put into memory that both sides share, before the signal.
  */
 
 #include "doorbell.h"
@@ -53,8 +53,8 @@ static void interrupt(struct device *device)
 }
 
 /*
- * The count of an eventfd is how often it was signalled since the last look. Of the values in between
- * nothing is left, which is as it should be for a doorbell.
+ * The count of an eventfd is how often it was signalled since the last look. Of the values in
+ * between nothing is left, which is as it should be for a doorbell.
  */
 static void rung(struct device *device, size_t index)
 {
@@ -95,8 +95,8 @@ static void *run_doorbells(void *arg)
 }
 
 /*
- * What still comes by messages: all that is no doorbell, and the doorbells of a client that does not
- * know ioeventfds.
+ * What still comes by messages: all that is no doorbell, and the doorbells of a client that does
+ * not know ioeventfds.
  */
 
 static bool read_register(const struct device *device, enum doorbell_register kind, size_t index,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A device with doorbells: registers that are written to tell it something, like the tail of a queue.
- * What is written last counts.
+ * A device with doorbells: registers that are written to tell it something, like the tail of a
+ * queue. What is written last counts.
  */
 
 #ifndef DOORBELL_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Doorbells without messages: a device gives its client eventfds, and memory for the values, and the
- * client rings by these alone. In a virtual machine the hypervisor does so, as soon as the guest
- * writes the register (KVM_IOEVENTFD); here this program does.
+ * Doorbells without messages: a device gives its client eventfds, and memory for the values, and
+ * the client rings by these alone. In a virtual machine the hypervisor does so, as soon as the
+ * guest writes the register (KVM_IOEVENTFD); here this program does.
  *
  * What it teaches: vfu_create_ioeventfd(), with and without a shadow (device.c), and what a client
  * does with what it gets (here).
@@ -199,8 +199,8 @@ static bool ring_by_message(struct client *client, unsigned long number)
 }
 
 /*
- * Interrupts may come together, but one comes after the last ring; or the end of the device's process
- * does.
+ * Interrupts may come together, but one comes after the last ring; or the end of the device's
+ * process does.
  */
 static bool wait_interrupt(struct client *client)
 {

@@ -177,6 +177,8 @@ public:
 private:
     void set_up();
     void add_capabilities();
+    void add_migration();
+    void add_iommu();
     void write_memory();
 
     vfu_ctx_t *ctx;
@@ -217,10 +219,9 @@ void device::add_capabilities()
     check(vfu_pci_add_capability(ctx, 0, 0, &px) > 0, "vfu_pci_add_capability");
 }
 
-void device::set_up()
+void device::add_migration()
 {
     vfu_migration_callbacks_t migration = {};
-    vfu_iommu_config_t iommu = {};
 
     migration.version = VFU_MIGR_CALLBACKS_VERS;
     migration.transition = [](vfu_ctx_t *c, vfu_migr_state_t state) {
@@ -232,6 +233,14 @@ void device::set_up()
     migration.write_data = [](vfu_ctx_t *c, void *buf, uint64_t count) {
         return call<&device::write_data>(ssize_t(-1), c, buf, count);
     };
+    check(vfu_setup_device_migration_callbacks(ctx, &migration) == 0,
+          "vfu_setup_device_migration_callbacks");
+}
+
+void device::add_iommu()
+{
+    vfu_iommu_config_t iommu = {};
+
     iommu.size = sizeof(iommu);
     iommu.ats = true;
     iommu.state = [](vfu_ctx_t *c, const vfu_iommu_state_t *state) {
@@ -241,7 +250,11 @@ void device::set_up()
                           vfu_invalidation_t *inv) {
         return call<&device::invalidate>(-1, c, pasid, global, first, last, inv);
     };
+    check(vfu_setup_device_iommu(ctx, &iommu) == 0, "vfu_setup_device_iommu");
+}
 
+void device::set_up()
+{
     check(vfu_setup_log(ctx, [](vfu_ctx_t *c, int level, const char *msg) {
               tell<&device::log>(c, level, msg);
           }, LOG_DEBUG) == 0, "vfu_setup_log");
@@ -275,9 +288,8 @@ void device::set_up()
                                            tell<&device::irq_state>(c, start, count, mask);
                                        }) == 0,
           "vfu_setup_irq_state_callback");
-    check(vfu_setup_device_migration_callbacks(ctx, &migration) == 0,
-          "vfu_setup_device_migration_callbacks");
-    check(vfu_setup_device_iommu(ctx, &iommu) == 0, "vfu_setup_device_iommu");
+    add_migration();
+    add_iommu();
     check(vfu_realize_ctx(ctx) == 0, "vfu_realize_ctx");
 }
 
