@@ -344,6 +344,14 @@ static void find_alignment(struct file_backend *file)
 #endif
 }
 
+/* Pages of the file in the cache are looked after by each direct access, which then has to wait. */
+static void forget_cache(const struct file_backend *file)
+{
+    if (fdatasync(file->fd) == 0) {
+        (void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED);
+    }
+}
+
 /* Returns 0 or a negative errno. */
 static int file_open(struct file_backend *file, const char *path, bool direct)
 {
@@ -360,6 +368,7 @@ static int file_open(struct file_backend *file, const char *path, bool direct)
             return -errno;
         }
         find_alignment(file);
+        forget_cache(file);
     }
     return err;
 }
