@@ -22,7 +22,7 @@ int __wrap_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
 int __real_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
                                   const struct timespec *until);
 
-bool (*idle_hook)(void);
+bool (*idle_hook)(int ms);
 static uint64_t passed; /* ns */
 
 void idle_pass(uint64_t ns)
@@ -50,7 +50,7 @@ int __wrap_poll(struct pollfd *fds, nfds_t nr, int timeout)
     if (idle_hook == NULL || timeout == 0) {
         return __real_poll(fds, nr, timeout);
     }
-    while ((n = __real_poll(fds, nr, 0)) == 0 && idle_hook()) {
+    while ((n = __real_poll(fds, nr, 0)) == 0 && idle_hook(timeout)) {
     }
     if (n == 0) {
         REQUIRE(timeout > 0); /* or it would never wake */

@@ -10,10 +10,11 @@
 #include <stdint.h>
 
 /*
- * Called where the library would sleep with nothing to wake it. Makes something happen, or returns
- * false to have the time pass that it would sleep for. NULL: the functions are the plain ones.
+ * Called where the library would sleep with nothing to wake it, for ms milliseconds, or for ever if
+ * that is negative. Makes something happen, or returns false to have that time pass. NULL: the
+ * functions are the plain ones.
  */
-extern bool (*idle_hook)(void);
+extern bool (*idle_hook)(int ms);
 
 /* From now on it is later. */
 void idle_pass(uint64_t ns);
