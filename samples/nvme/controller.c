@@ -313,11 +313,16 @@ void controller_resume(struct nvme *nvme)
     controller_unhold(nvme, HOLD_MIGRATION);
 }
 
+bool controller_has_drained(struct nvme *nvme)
+{
+    return nvme->controller.draining && atomic_load(&nvme->controller.acks) == 0;
+}
+
 void controller_poll(struct nvme *nvme)
 {
     struct controller *c = &nvme->controller;
 
-    if (!c->draining || atomic_load(&c->acks) != 0) {
+    if (!controller_has_drained(nvme)) {
         return;
     }
     c->draining = false;

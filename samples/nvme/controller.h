@@ -84,7 +84,8 @@ void controller_fatal(struct nvme *nvme, const char *fmt, ...)
 
 /* One of them has come to as many drains. */
 void controller_drained(struct nvme *nvme, unsigned acks);
-/* The lead looks whether all have. */
+/* The lead looks whether all have, and goes on with what they were to stop for. */
+bool controller_has_drained(struct nvme *nvme);
 void controller_poll(struct nvme *nvme);
 
 #endif /* NVME_CONTROLLER_H */

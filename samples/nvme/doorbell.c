@@ -116,12 +116,13 @@ void doorbell_written(struct nvme *nvme, unsigned index, uint32_t value)
     struct worker *owner = id < NVME_MAX_QUEUES ? atomic_load(&owners[id]) : NULL;
 
     if (owner == NULL) {
-        vfu_log(nvme->ctx, LOG_WARNING, "doorbell of %s queue %u, which is not there: %u",
+        vfu_log(nvme->ctx, LOG_INFO, "doorbell of %s queue %u, which is not there: %u",
                 index % 2 == 0 ? "submission" : "completion", id, value);
         events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL);
         return;
     }
-    if (atomic_load(&nvme->controller.hold) & HOLD_BUS_MASTER) {
+    if ((atomic_load(&nvme->controller.hold) & HOLD_BUS_MASTER) && !nvme->told_bus_master) {
+        nvme->told_bus_master = true;
         vfu_log(nvme->ctx, LOG_WARNING,
                 "doorbell of queue %u: nothing is fetched, the driver has not set Bus Master Enable",
                 id);

@@ -76,6 +76,7 @@ struct nvme {
     struct interrupts interrupts;
     struct doorbells *doorbells; /* the page of BAR 0 */
     int doorbell_fd;
+    bool told_bus_master; /* that it is off, since it has been */
     /* Who serves a queue; NULL: it is not there. */
     _Atomic(struct worker *) sq_owner[NVME_MAX_QUEUES], cq_owner[NVME_MAX_QUEUES];
 

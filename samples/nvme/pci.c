@@ -196,6 +196,7 @@ void pci_sync(struct nvme *nvme)
     if (!(command & PCI_COMMAND_MASTER)) {
         controller_hold(nvme, HOLD_BUS_MASTER);
     } else if (hold & HOLD_BUS_MASTER) {
+        nvme->told_bus_master = false;
         controller_unhold(nvme, HOLD_BUS_MASTER);
     }
 }

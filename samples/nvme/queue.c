@@ -399,43 +399,46 @@ static bool head_moved(struct cq *cq, uint32_t *head)
 }
 
 /* How far the host has read (NVMe 4.1): it cannot have read what was not posted. */
-static void update_head(struct cq *cq)
+static bool update_head(struct cq *cq)
 {
     struct nvme *nvme = cq->worker->nvme;
     uint32_t head;
 
     if (!head_moved(cq, &head)) {
-        return;
+        return false;
     }
     if (head >= cq->entries ||
         (head + cq->entries - cq->head) % cq->entries > occupied(cq)) {
         cq->bad_head = head;
-        vfu_log(nvme->ctx, LOG_WARNING, "completion queue %u: head doorbell %u, with %u entries",
+        vfu_log(nvme->ctx, LOG_INFO, "completion queue %u: head doorbell %u, with %u entries",
                 cq->id, head, cq->entries);
         events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL_VALUE);
-        return;
+        return false;
     }
     cq->bad_head = NO_VALUE;
     cq->head = head;
+    return true;
 }
 
-void cq_poll(struct cq *cq)
+unsigned cq_poll(struct cq *cq)
 {
+    unsigned n = update_head(cq);
     struct command *cmd;
 
-    update_head(cq);
     while ((cmd = STAILQ_FIRST(&cq->done)) != NULL && cq_writable(cq)) {
         STAILQ_REMOVE_HEAD(&cq->done, done_link);
         if (!post_command(cq, cmd)) {
             STAILQ_INSERT_HEAD(&cq->done, cmd, done_link);
             break;
         }
+        n++;
     }
     if (cq->signal) {
         cq->signal = false;
         interrupt_raise(cq->worker->nvme,
                         atomic_load_explicit(&cq->vector, memory_order_relaxed));
     }
+    return n;
 }
 
 /* One entry stays free, or full would look like empty. */
@@ -480,7 +483,7 @@ static uint32_t read_tail(struct sq *sq)
     }
     if (tail != sq->bad_tail) {
         sq->bad_tail = tail;
-        vfu_log(nvme->ctx, LOG_WARNING, "submission queue %u: tail doorbell %u, with %u entries",
+        vfu_log(nvme->ctx, LOG_INFO, "submission queue %u: tail doorbell %u, with %u entries",
                 sq->id, tail, sq->entries);
         events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL_VALUE);
     }
@@ -565,6 +568,12 @@ unsigned sq_poll(struct sq *sq)
     return n;
 }
 
+/* Its memory is there, or has to be asked for. */
+static bool ring_may_come(const struct ring *ring)
+{
+    return ring->state != RING_RESOLVING && ring->error == 0;
+}
+
 bool queues_have_work(struct worker *worker)
 {
     uint32_t head;
@@ -578,13 +587,12 @@ bool queues_have_work(struct worker *worker)
         return true;
     }
     TAILQ_FOREACH (sq, &worker->sqs, link) {
-        if (read_tail(sq) != sq->head && can_fetch(sq) && sq->ring.state != RING_RESOLVING &&
-            sq->ring.error == 0) {
+        if (read_tail(sq) != sq->head && can_fetch(sq) && ring_may_come(&sq->ring)) {
             return true;
         }
     }
     TAILQ_FOREACH (cq, &worker->cqs, link) {
-        if (head_moved(cq, &head)) {
+        if (head_moved(cq, &head) || (!STAILQ_EMPTY(&cq->done) && ring_may_come(&cq->ring))) {
             return true;
         }
     }

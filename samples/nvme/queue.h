@@ -96,8 +96,8 @@ unsigned sq_poll(struct sq *sq);
 void cq_complete(struct cq *cq, struct command *cmd);
 /* An entry without command, for asynchronous events. False when there is no room. */
 bool cq_post_event(struct cq *cq, struct sq *sq, uint16_t cid, uint32_t result, uint16_t status);
-/* Posts what could not be posted before, and interrupts. */
-void cq_poll(struct cq *cq);
+/* Looks at the head, posts what could not be posted before, and interrupts. Returns what was done. */
+unsigned cq_poll(struct cq *cq);
 
 /* A command leaves its queue without a completion. */
 void sq_forget(struct command *cmd);

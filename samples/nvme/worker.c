@@ -144,7 +144,7 @@ static unsigned serve_queues(struct worker *worker)
         events_poll(worker->nvme);
     }
     TAILQ_FOREACH (cq, &worker->cqs, link) {
-        cq_poll(cq);
+        n += cq_poll(cq);
     }
     return n;
 }
@@ -178,7 +178,8 @@ static bool may_sleep(struct worker *worker)
 {
     queues_arm_shadows(worker);
     return atomic_load(&worker->mailbox) == NULL && !atomic_load(&worker->revoked) &&
-           !queues_have_work(worker);
+           !queues_have_work(worker) &&
+           (worker->index != 0 || !controller_has_drained(worker->nvme));
 }
 
 static void wait_for_work(struct worker *worker)
