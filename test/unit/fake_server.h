@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define FAKE_MAX_RECORDS 4096
-#define FAKE_MAX_PAYLOAD 8192
+#define FAKE_MAX_PAYLOAD 16384
 #define FAKE_MAX_REPLIES 64
 
 /* A command of the client's. */
