@@ -30,7 +30,8 @@ if(VFU_SANITIZE)
 endif()
 
 if(VFU_COVERAGE)
-    add_compile_options(--coverage)
+    # Counters that several threads change.
+    add_compile_options(--coverage -fprofile-update=atomic)
     add_link_options(--coverage)
 endif()
 
