@@ -59,6 +59,7 @@ static const char *const proposals[] = {
 
 #define NR_FILES 8
 #define FILE_SIZE (1u << 20)
+#define MAX_OPEN 256 /* one that leaks has one of the lowest numbers */
 
 /* What the client passes: memory of two sizes, and what is no memory. */
 static int files[NR_FILES];
@@ -323,14 +324,14 @@ static void settle(void)
 
 static unsigned open_descriptors(void)
 {
-    static struct pollfd fds[1024];
+    static struct pollfd fds[MAX_OPEN];
     unsigned open = 0;
 
-    for (int i = 0; i < 1024; i++) {
+    for (int i = 0; i < MAX_OPEN; i++) {
         fds[i] = (struct pollfd){ .fd = i };
     }
-    poll(fds, 1024, 0);
-    for (int i = 0; i < 1024; i++) {
+    poll(fds, MAX_OPEN, 0);
+    for (int i = 0; i < MAX_OPEN; i++) {
         open += !(fds[i].revents & POLLNVAL);
     }
     return open;

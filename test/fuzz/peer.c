@@ -102,6 +102,7 @@ void peer_send(struct peer *peer, const uint8_t *message, size_t len, const int 
                size_t nr_fds)
 {
     struct vfio_user_header hdr;
+    bool first;
 
     if (peer->fd == -1 || len < sizeof(hdr)) {
         return;
@@ -111,7 +112,10 @@ void peer_send(struct peer *peer, const uint8_t *message, size_t len, const int 
         return;
     }
     peer->honest &= hdr.msg_size == len;
-    if (!wire_is_reply(&hdr) && !(hdr.flags & VFIO_USER_F_NO_REPLY)) {
+    /* VERSION is always answered. */
+    first = !peer->greeted;
+    peer->greeted = true;
+    if (first || (!wire_is_reply(&hdr) && !(hdr.flags & VFIO_USER_F_NO_REPLY))) {
         REQUIRE(peer->nr_awaited < PEER_AWAITED);
         peer->awaited[peer->nr_awaited].id = hdr.msg_id;
         peer->awaited[peer->nr_awaited++].cmd = hdr.cmd;

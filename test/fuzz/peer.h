@@ -26,6 +26,7 @@ struct peer_command {
 struct peer {
     int fd; /* -1 when not connected */
     int twin;
+    bool greeted; /* has sent its first message, which is VERSION or ought to be */
     bool honest; /* its framing is whole, so every command must have its one reply */
     struct peer_command asked[PEER_ASKED]; /* and not answered, oldest first */
     size_t nr_asked;
