@@ -360,6 +360,18 @@ struct record fake_server_record(struct fake_server *s, uint16_t cmd, size_t nth
     return found;
 }
 
+size_t fake_server_take(struct fake_server *s, struct record *records)
+{
+    size_t n;
+
+    pthread_mutex_lock(&s->lock);
+    n = s->nr_records;
+    memcpy(records, s->records, n * sizeof(*records));
+    s->nr_records = 0;
+    pthread_mutex_unlock(&s->lock);
+    return n;
+}
+
 void fake_server_clear(struct fake_server *s)
 {
     pthread_mutex_lock(&s->lock);

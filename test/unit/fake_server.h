@@ -84,6 +84,8 @@ size_t fake_server_outstanding(struct fake_server *s, uint16_t cmd);
 void fake_server_wait(struct fake_server *s, uint16_t cmd, size_t count);
 /* Number nth (from 0) of a kind. */
 struct record fake_server_record(struct fake_server *s, uint16_t cmd, size_t nth);
+/* All that has come, in order, into an array of FAKE_MAX_RECORDS; it is forgotten here. */
+size_t fake_server_take(struct fake_server *s, struct record *records);
 /* Forgets what has come. */
 void fake_server_clear(struct fake_server *s);
 
