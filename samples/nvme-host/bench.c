@@ -97,8 +97,11 @@ static bool prepare(struct bench *b)
 {
     uint64_t size = (uint64_t)b->options->depth * IO_SIZE;
 
-    if (!host_init(&b->host, b->options->path, 1, b->options->depth + 1, size) ||
-        !host_attach(&b->host) || !host_start(&b->host)) {
+    if (!host_init(&b->host, b->options->path, 1, b->options->depth + 1, size)) {
+        return false;
+    }
+    b->host.use_shadows = true;
+    if (!host_attach(&b->host) || !host_start(&b->host)) {
         return false;
     }
     b->buffers = host_alloc(&b->host, size);

@@ -80,7 +80,7 @@ bool host_init(struct host *host, const char *path, unsigned nr_queues, unsigned
                uint64_t data_size)
 {
     *host = (struct host){ .path = path, .mem_fd = -1, .nr_queues = nr_queues };
-    host->mem_size = queue_bytes(ADMIN_ENTRIES) + HOST_PAGE + nr_queues * queue_bytes(entries) +
+    host->mem_size = queue_bytes(ADMIN_ENTRIES) + 3 * HOST_PAGE + nr_queues * queue_bytes(entries) +
                      data_size;
     host->mem_size = (host->mem_size + HOST_PAGE - 1) & ~(uint64_t)(HOST_PAGE - 1);
     host->mem_fd = memfd_create("nvme-host", MFD_CLOEXEC);
@@ -98,6 +98,8 @@ bool host_init(struct host *host, const char *path, unsigned nr_queues, unsigned
 
     alloc_queue(host, &host->admin, 0, ADMIN_ENTRIES);
     host->admin_page = host_alloc(host, HOST_PAGE);
+    host->shadows = host_alloc(host, HOST_PAGE);
+    host->wanted = host_alloc(host, HOST_PAGE);
     for (unsigned qid = 1; qid <= nr_queues; qid++) {
         alloc_queue(host, &host->queues[qid], (uint16_t)qid, entries);
     }
@@ -291,8 +293,12 @@ void host_detach(struct host *host)
 
 /* Queues */
 
-static void reset_queue(struct host_queue *queue)
+static void reset_queue(struct host *host, struct host_queue *queue)
 {
+    unsigned sq = 2u * queue->qid;
+
+    host->shadows[sq] = host->shadows[sq + 1] = 0;
+    host->wanted[sq] = host->wanted[sq + 1] = 0;
     memset(queue->cq, 0, queue->entries * sizeof(*queue->cq));
     queue->tail = queue->head = 0;
     queue->rung_tail = queue->rung_head = 0;
@@ -320,33 +326,60 @@ bool host_pop(struct host_queue *queue, struct nvme_completion *completion)
     return true;
 }
 
-static bool ring(struct host *host, unsigned index, uint32_t value)
+/* Has the value passed the one that the device wants to hear of (NVMe B.5)? */
+static bool shadow_passed(struct host *host, unsigned index, uint16_t old, uint16_t value)
 {
-    if (host->doorbells != NULL) {
-        __atomic_store_n(&host->doorbells[index], value, __ATOMIC_RELEASE);
-        return true;
-    }
-    if (vfuc_region_post(host->client, VFIO_PCI_BAR0_REGION_INDEX,
-                         NVME_REG_END + (uint64_t)index * 4, &value, sizeof(value)) < 0) {
-        host_fail("cannot ring doorbell %u: %s", index, strerror(errno));
+    uint16_t wanted;
+
+    __atomic_store_n(&host->shadows[index], value, __ATOMIC_SEQ_CST);
+    wanted = (uint16_t)__atomic_load_n(&host->wanted[index], __ATOMIC_SEQ_CST);
+    return (uint16_t)(value - wanted - 1) < (uint16_t)(value - old);
+}
+
+/* Returns whether the device has to be told by a message. */
+static bool has_to_ring(struct host *host, unsigned index, uint16_t old, uint16_t value)
+{
+    if (old == value) {
         return false;
     }
-    return true;
+    if (host->doorbells != NULL) {
+        __atomic_store_n(&host->doorbells[index], value, __ATOMIC_RELEASE);
+        return false;
+    }
+    return !host->shadows_on || index < 2 || shadow_passed(host, index, old, value);
+}
+
+static vfuc_write_t doorbell_write(unsigned index, uint32_t value)
+{
+    vfuc_write_t write = {
+        .region = VFIO_PCI_BAR0_REGION_INDEX,
+        .offset = NVME_REG_END + (uint64_t)index * sizeof(value),
+        .count = sizeof(value),
+    };
+
+    memcpy(write.data, &value, sizeof(value));
+    return write;
 }
 
 bool host_ring(struct host *host, struct host_queue *queue)
 {
-    bool ok = true;
+    unsigned sq = 2u * queue->qid, cq = sq + 1;
+    vfuc_write_t writes[2];
+    size_t n = 0;
 
-    if (queue->head != queue->rung_head) {
-        ok = ring(host, 2 * queue->qid + 1, queue->head);
-        queue->rung_head = queue->head;
+    if (has_to_ring(host, cq, queue->rung_head, queue->head)) {
+        writes[n++] = doorbell_write(cq, queue->head);
     }
-    if (ok && queue->tail != queue->rung_tail) {
-        ok = ring(host, 2 * queue->qid, queue->tail);
-        queue->rung_tail = queue->tail;
+    if (has_to_ring(host, sq, queue->rung_tail, queue->tail)) {
+        writes[n++] = doorbell_write(sq, queue->tail);
     }
-    return ok;
+    queue->rung_head = queue->head;
+    queue->rung_tail = queue->tail;
+    if (n > 0 && vfuc_region_post_many(host->client, writes, n) < 0) {
+        host_fail("cannot ring the doorbells of queue %u: %s", queue->qid, strerror(errno));
+        return false;
+    }
+    return true;
 }
 
 void host_set_prps(const struct host *host, struct nvme_command *command, const void *buffer,
@@ -431,6 +464,7 @@ static bool identify_all(struct host *host)
                              : HOST_PAGE << controller->mdts;
     host->has_zeroes = (controller->oncs & NVME_ONCS_WRITE_ZEROES) != 0;
     host->has_compare = (controller->oncs & NVME_ONCS_COMPARE) != 0;
+    host->has_shadows = (controller->oacs & NVME_OACS_DOORBELL_BUFFER) != 0;
     if (!identify(host, NVME_CNS_NAMESPACE, 1)) {
         return false;
     }
@@ -454,7 +488,7 @@ static bool create_queue(struct host *host, struct host_queue *queue)
         .cdw11 = (uint32_t)queue->qid << 16 | NVME_QUEUE_CONTIGUOUS,
     };
 
-    reset_queue(queue);
+    reset_queue(host, queue);
     return admin(host, &cq, NULL) && admin(host, &sq, NULL);
 }
 
@@ -481,6 +515,22 @@ bool host_renew_queues(struct host *host)
     return create_queues(host);
 }
 
+/* If they are wanted, and there is no better way. */
+static bool configure_shadows(struct host *host)
+{
+    struct nvme_command command = {
+        .opcode = NVME_ADMIN_DOORBELL_BUFFER,
+        .prp1 = host_addr(host, host->shadows),
+        .prp2 = host_addr(host, host->wanted),
+    };
+
+    if (!host->use_shadows || !host->has_shadows || host->doorbells != NULL) {
+        return true;
+    }
+    host->shadows_on = admin(host, &command, NULL);
+    return host->shadows_on;
+}
+
 bool host_start(struct host *host)
 {
     struct nvme_command queues = {
@@ -495,7 +545,8 @@ bool host_start(struct host *host)
         !enable_msix(host)) {
         return false;
     }
-    reset_queue(&host->admin);
+    host->shadows_on = false;
+    reset_queue(host, &host->admin);
     if (!reg_write(host, NVME_REG_AQA, (ADMIN_ENTRIES - 1) << 16 | (ADMIN_ENTRIES - 1), 4) ||
         !reg_write(host, NVME_REG_ASQ, host->admin.sq_addr, 8) ||
         !reg_write(host, NVME_REG_ACQ, host->admin.cq_addr, 8) ||
@@ -507,7 +558,7 @@ bool host_start(struct host *host)
         host_fail("the controller has fewer than %u queues", host->nr_queues);
         return false;
     }
-    return create_queues(host);
+    return configure_shadows(host) && create_queues(host);
 }
 
 bool host_stop(struct host *host)

@@ -38,6 +38,10 @@ struct host {
     void *doorbell_map; /* NULL: they are rung by messages */
     size_t doorbell_map_size;
     uint32_t *doorbells;
+    /* Shadow doorbells (NVMe 5.7): a page of values, and one of what the device wants to hear of. */
+    bool use_shadows; /* to be set before the start */
+    bool shadows_on;
+    uint32_t *shadows, *wanted;
     int irq_fds[HOST_MAX_QUEUES + 1]; /* of MSI-X vector n: queue n */
     unsigned nr_irqs;
     struct host_queue admin;
@@ -47,7 +51,7 @@ struct host {
     uint64_t blocks; /* of namespace 1 */
     uint32_t block_size;
     uint32_t max_transfer; /* bytes */
-    bool has_zeroes, has_compare;
+    bool has_zeroes, has_compare, has_shadows;
 };
 
 void host_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -380,6 +380,7 @@ static bool reset(struct verify *v)
                                                        reset_device, reattach, renew_queues };
     uint64_t kind = random_below(&v->random, sizeof(resets) / sizeof(*resets));
 
+    v->host.use_shadows = random_below(&v->random, 2) != 0;
     if (!resets[kind](v)) {
         return false;
     }
