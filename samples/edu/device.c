@@ -115,11 +115,13 @@ static bool interrupt_enabled(const struct server *server)
     return server->msi->mc.msie || !vfu_pci_get_config_space(server->ctx)->hdr.cmd.id;
 }
 
-static void interrupt(void *owner)
+/* A guest's handler for a shared INTx asks Interrupt Status whether it is meant. */
+static void interrupt(void *owner, bool asserted)
 {
     struct server *server = owner;
 
-    if (!interrupt_enabled(server)) {
+    vfu_pci_get_config_space(server->ctx)->hdr.sts.is = asserted;
+    if (!asserted || !interrupt_enabled(server)) {
         return;
     }
     /* ENOENT: the client has not asked for interrupts; its driver polls. */
@@ -164,7 +166,7 @@ static void intx_mask_changed(vfu_ctx_t *ctx, uint32_t start, uint32_t count, bo
     (void)start;
     (void)count;
     if (!mask && server->edu.regs.irq_status != 0) {
-        interrupt(server);
+        interrupt(server, true);
     }
 }
 

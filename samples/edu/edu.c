@@ -29,6 +29,7 @@ void edu_init(struct edu *edu, const struct edu_ops *ops, void *owner, unsigned 
 
 void edu_reset(struct edu *edu)
 {
+    edu->ops->interrupt(edu->owner, false);
     memset(&edu->regs, 0, sizeof(edu->regs));
     memset(edu->buffer, 0, sizeof(edu->buffer));
 }
@@ -41,13 +42,16 @@ static void raise_irq(struct edu *edu, uint64_t bits)
 {
     edu->regs.irq_status |= (uint32_t)bits;
     if (edu->regs.irq_status != 0) {
-        edu->ops->interrupt(edu->owner);
+        edu->ops->interrupt(edu->owner, true);
     }
 }
 
 static void acknowledge_irq(struct edu *edu, uint64_t bits)
 {
     edu->regs.irq_status &= ~(uint32_t)bits;
+    if (edu->regs.irq_status == 0) {
+        edu->ops->interrupt(edu->owner, false);
+    }
 }
 
 /*

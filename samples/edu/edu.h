@@ -36,8 +36,8 @@ struct edu_ops {
     /* Start the work and return; edu_factorial_done(), edu_dma_done() report its end. */
     void (*start_factorial)(void *owner, uint32_t n);
     void (*start_dma)(void *owner, const struct edu_transfer *transfer);
-    /* The interrupt status is not zero. */
-    void (*interrupt)(void *owner);
+    /* The interrupt is asserted, perhaps once more; or no longer, as its status is zero. */
+    void (*interrupt)(void *owner, bool asserted);
     void (*vlog)(void *owner, int level, const char *fmt, va_list ap);
 };
 

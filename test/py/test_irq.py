@@ -265,3 +265,22 @@ def test_interrupt_disable_is_for_intx_alone(edu, event):
     edu.write(hw.REG_IRQ_RAISE, 2)
     wait_event(fd)
 
+
+
+def test_interrupt_status(edu):
+    """A handler that shares INTx asks this bit of the PCI status register (PCIe 7.5.1.1.4)."""
+    client = edu.client
+
+    def status():
+        return client.read_int(wire.CONFIG, 0x06, 2) & 0x8
+
+    assert not status()
+    client.write_int(wire.BAR0, hw.REG_IRQ_RAISE, 0x3)
+    assert status()
+    client.write_int(wire.BAR0, hw.REG_IRQ_ACK, 0x1)
+    assert status()
+    client.write_int(wire.BAR0, hw.REG_IRQ_ACK, 0x2)
+    assert not status()
+    client.write_int(wire.BAR0, hw.REG_IRQ_RAISE, 0x1)
+    client.reset()
+    assert not status()
