@@ -446,9 +446,13 @@ static uint32_t max_entries(const struct vfu_ctx *ctx)
 static struct range asked_range(const struct vfu_ctx *ctx, uint64_t addr, uint64_t last)
 {
     uint64_t mask = access_page_mask(ctx->iommu);
-    uint64_t most = (uint64_t)max_entries(ctx) * (mask + 1);
     struct range range = { .first = addr & ~mask, .last = last | mask };
+    uint64_t most;
 
+    /* Units may be so large that a length has no room for more of them. */
+    if (__builtin_mul_overflow((uint64_t)max_entries(ctx), mask + 1, &most)) {
+        most = UINT64_C(1) << 63;
+    }
     if (range.last - range.first >= most) {
         range.last = range.first + (most - 1);
     }

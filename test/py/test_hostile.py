@@ -6,7 +6,12 @@ import errno
 import os
 import resource
 
+import pytest
+
+from vfiouser import software_iommu as iommu
 from vfiouser import wire
+from vfiouser.client import CAPABILITIES
+from vfiouser.probe import RESOLVE, Probe
 from vfiouser.wire import ACTION_TRIGGER, DATA_EVENTFD, DATA_NONE, INTX, Cmd
 
 
@@ -48,3 +53,17 @@ def test_lost_descriptors_refuse_their_command(server, client):
         client.set_irqs(INTX, DATA_NONE | ACTION_TRIGGER)
         assert os.eventfd_read(event.fileno()) == 1
     client.dma_map(slot)
+
+
+@pytest.mark.parametrize("shift", [57, 58, 63])
+def test_translation_units_of_half_the_address_space(probe_server, shift):
+    """What is asked for is never empty, and never wraps."""
+    caps = {**iommu.CAPS, "ats": {**iommu.CAPS["ats"], "page_shift": shift}}
+    client = probe_server.client({**CAPABILITIES, "iommu": caps})
+    probe = Probe(client)
+    probe.enable_ats()
+    client.hold()
+    probe.slots[0].start(RESOLVE, (1 << 63) - 8, 16)
+    asked = wire.ATS_TRANSLATE.unpack(client.next_command().payload)
+    assert 0 < asked.length <= (1 << 64) - asked.address
+    assert asked.address <= (1 << 63) - 8 < asked.address + asked.length
