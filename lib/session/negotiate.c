@@ -426,7 +426,7 @@ static int receive_version(struct stream *stream, uint64_t deadline,
             continue;
         }
         if (n < 0) {
-            return (int)n;
+            return n == -ENOMSG && held > 0 ? -ECONNRESET : (int)n;
         }
     }
 }
@@ -547,6 +547,7 @@ int negotiate(struct stream *stream, uint64_t deadline, const struct server_offe
     }
     if (err == 0) {
         err = negotiate_parse(text, offer, agreed, log);
+        agreed->twin_socket &= stream->is_socket;
     }
     if (err < 0) {
         return refuse(stream, &hdr, err);
