@@ -160,6 +160,7 @@ void txn_deliver(struct session *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Lock held, or among the users: then none is opened or closed. */
 static struct channel *txn_channel(struct session *s)
 {
     return s->twin.open ? &s->twin : &s->main;
@@ -374,11 +375,12 @@ static bool deliver_for_others(struct session *s)
 
 int txn_wait(struct session *s, struct txn *txn)
 {
-    struct channel *ch = txn_channel(s);
+    struct channel *ch;
     bool overrun = false;
 
     pthread_mutex_lock(&s->lock);
     s->users++;
+    ch = txn_channel(s);
     while (txn->state != TXN_DONE) {
         if (deliver_for_others(s)) {
             continue;
@@ -427,10 +429,11 @@ bool txn_cancel(struct session *s, struct txn *txn, int err)
 /* Completions lead to what is waited for, so they run here, whoever else could run them. */
 void session_wait(struct session *s, bool (*finished)(void *arg), void *arg)
 {
-    struct channel *ch = txn_channel(s);
+    struct channel *ch;
 
     pthread_mutex_lock(&s->lock);
     s->users++;
+    ch = txn_channel(s);
     while (!finished(arg)) {
         if (!TAILQ_EMPTY(&s->txns.completed)) {
             pthread_mutex_unlock(&s->lock);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -494,6 +495,57 @@ static void test_flood_while_held(void **state)
     flood(f, -EBUSY);
 }
 
+/* Clients come and go under a thread that never stops asking */
+
+struct asker {
+    struct fixture *fixture;
+    _Atomic bool stop;
+    _Atomic unsigned asked;
+};
+
+static void *ask_on_and_on(void *arg)
+{
+    struct asker *asker = arg;
+    uint8_t reply[16];
+    struct txn txn;
+
+    while (!asker->stop) {
+        init_txn(&txn, reply, sizeof(reply));
+        if (txn_start(&asker->fixture->session, &txn) == 0) {
+            asker->asked++;
+            sched_yield();
+            assert_int_equal(txn_wait(&asker->fixture->session, &txn), -ENOTCONN);
+        }
+    }
+    return NULL;
+}
+
+static void test_sessions_under_a_thread(void **state)
+{
+    struct fixture *f = *state;
+    struct asker asker = { .fixture = f };
+    const struct wire_features features = { 0 };
+    pthread_t thread;
+
+    assert_int_equal(pthread_create(&thread, NULL, ask_on_and_on, &asker), 0);
+    for (unsigned i = 1; i <= 100; i++) {
+        struct stream stream, twin;
+
+        while (asker.asked < i) {
+            sched_yield();
+        }
+        session_close(&f->session);
+        close(f->peer);
+        close(f->twin);
+        f->peer = open_stream(&stream);
+        f->twin = open_stream(&twin);
+        session_open(&f->session, &stream, &twin, &features, WIRE_MAX_DATA_XFER);
+    }
+    asker.stop = true;
+    session_close(&f->session);
+    pthread_join(thread, NULL);
+}
+
 /* Put off and let through */
 
 static struct request *put_off;
@@ -556,6 +608,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_two_replies_at_once, setup_with_twin, teardown),
         cmocka_unit_test_setup_teardown(test_flood_on_the_twin, setup_with_twin, teardown),
         cmocka_unit_test_setup_teardown(test_flood_while_held, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sessions_under_a_thread, setup_with_twin, teardown),
         cmocka_unit_test_setup_teardown(test_prefix_of_a_request_put_off, setup, teardown),
     };
 
