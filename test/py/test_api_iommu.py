@@ -1122,6 +1122,26 @@ def test_revoked_by_unmap(dev):
     assert not dev.client.wait(msg_id).error
 
 
+def test_unmap_of_a_pasid_without_memory(dev):
+    for flags_, size, error in ((0, PAGE, errno.ENOENT), (wire.UNMAP_ALL, 0, 0)):
+        bits, payload = soft.SoftIommu.prefixed(
+            77, wire.DMA_UNMAP.pack(argsz=24, flags=flags_, size=size))
+        assert dev.client.error_of(Cmd.DMA_UNMAP, payload, flags=bits) == error
+
+
+def test_memory_of_a_pasid(dev):
+    """A client that translates beforehand maps into the address space of a PASID."""
+    mem = dev.client.memory.add_file(PAGE)
+    mem.write(0, b"mapped")
+    bits, payload = soft.SoftIommu.prefixed(
+        7, wire.DMA_MAP.pack(argsz=32, flags=wire.MAP_RW, addr=IOVA, size=PAGE))
+    dev.client.request(Cmd.DMA_MAP, payload, [mem.fd], flags=bits)
+    access = Access(dev, length=6, pasid=7).start()
+    assert access.error == 0 and access.data() == b"mapped"
+    access.release()
+    assert not dev.iommu.translations
+
+
 # vfu_iommu_get_stats
 
 

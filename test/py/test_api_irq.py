@@ -215,6 +215,17 @@ def test_mask_holds_back(device, client, events):
     assert count(events[1]) == 1
 
 
+def test_unmask_with_a_full_eventfd(device, client, events):
+    """What was held back cannot go out: nobody but the log can be told."""
+    device.setup_log(device.record("log"), 3)
+    client.set_irqs(MSI, SET_FDS, fds=events[:1])
+    client.set_irqs(MSI, DATA_NONE | ACTION_MASK)
+    trigger(device, 0)
+    os.eventfd_write(events[0], (1 << 64) - 2)
+    client.set_irqs(MSI, DATA_NONE | ACTION_UNMASK)
+    assert len(device.events) == 1
+
+
 @pytest.fixture
 def msix(workshop, device):
     """A device whose table of 4 vectors lies in BAR 4, and their pending bits at 0x800."""

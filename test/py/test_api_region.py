@@ -11,6 +11,7 @@ from vfiouser import wire
 from vfiouser.api import abi
 from vfiouser.api.abi import ALWAYS_CB, BITS_64, MEM, PREFETCH, READ, RW, WRITE
 from vfiouser.api.fixtures import fails
+from vfiouser.client import CAPABILITIES
 from vfiouser.wire import BAR0, CONFIG, ROM, VGA, Cmd
 
 BAR1, BAR2, BAR3 = 1, 2, 3
@@ -255,6 +256,24 @@ def test_error_of_the_callback(workshop, device, error):
     access = wire.REGION_ACCESS.pack(region=BAR2, count=4)
     assert client.error_of(Cmd.REGION_READ, access) == error
     assert client.error_of(Cmd.REGION_WRITE, access + bytes(4)) == error
+
+
+def test_error_among_several_writes(workshop, device):
+    """Those before the one that fails are done, those behind it are not."""
+    def access(_buf, count, offset, _is_write):
+        device.events.append(offset)
+        if offset == 8:
+            raise OSError(errno.EDOM, "")
+        return count
+
+    device.setup_region(BAR2, 0x100, access)
+    client = workshop.attach(device, {**CAPABILITIES, "write_multiple": True})
+    assert client.capabilities["write_multiple"]
+    entries = [wire.WRITE_MULTI_ENTRY.pack(offset=offset, region=BAR2, count=4, data=b"data")
+               for offset in (0, 8, 16)]
+    payload = wire.WRITE_MULTI.pack(wr_cnt=3) + b"".join(entries)
+    assert client.error_of(Cmd.REGION_WRITE_MULTI, payload) == errno.EDOM
+    assert device.events == [0, 8]
 
 
 def test_error_without_errno(workshop, device):
