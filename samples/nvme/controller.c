@@ -318,12 +318,12 @@ bool controller_has_drained(struct nvme *nvme)
     return nvme->controller.draining && atomic_load(&nvme->controller.acks) == 0;
 }
 
-void controller_poll(struct nvme *nvme)
+bool controller_poll(struct nvme *nvme)
 {
     struct controller *c = &nvme->controller;
 
     if (!controller_has_drained(nvme)) {
-        return;
+        return false;
     }
     c->draining = false;
     if (c->stop_wanted) {
@@ -338,6 +338,7 @@ void controller_poll(struct nvme *nvme)
         pthread_cond_broadcast(&c->changed);
         pthread_mutex_unlock(&c->lock);
     }
+    return true;
 }
 
 /*

@@ -39,7 +39,15 @@ struct controller {
     bool paused;
 
     _Atomic uint32_t hold; /* enum hold */
-    struct event enable_event, disable_event, shutdown_event, pause_event, restore_event;
+    struct event enable_event, disable_event, shutdown_event, pause_event;
+    struct event save_event, load_event;
+    /* What these two take and give. */
+    struct {
+        bool done;
+        void *data;
+        size_t size;
+        const char *fault;
+    } saved;
 
     atomic_uint acks; /* drains that workers have not come to */
     /* The lead's. */
@@ -58,9 +66,12 @@ ssize_t controller_access(struct nvme *nvme, char *buf, size_t count, uint64_t o
                           bool is_write);
 /* Waits until everything has stopped, and puts the registers to what they are after power-on. */
 void controller_reset(struct nvme *nvme);
-/* For migration: nothing moves any more when this returns. Then on again. */
+/* For migration: nothing moves any more when this returns; and on again. */
 void controller_pause(struct nvme *nvme);
 void controller_resume(struct nvme *nvme);
+/* While paused: as state_save() and state_load(). */
+void *controller_save(struct nvme *nvme, size_t *size);
+const char *controller_load(struct nvme *nvme, void *data, size_t size);
 
 /*
  * Any thread
@@ -86,6 +97,6 @@ void controller_fatal(struct nvme *nvme, const char *fmt, ...)
 void controller_drained(struct nvme *nvme, unsigned acks);
 /* The lead looks whether all have, and goes on with what they were to stop for. */
 bool controller_has_drained(struct nvme *nvme);
-void controller_poll(struct nvme *nvme);
+bool controller_poll(struct nvme *nvme);
 
 #endif /* NVME_CONTROLLER_H */

@@ -163,8 +163,9 @@ static unsigned run_once(struct worker *worker)
         finish_drain(worker);
         n++;
     }
-    if (worker->index == 0) {
-        controller_poll(worker->nvme);
+    /* What it begins, a flush perhaps, is not under way before the next round. */
+    if (worker->index == 0 && controller_poll(worker->nvme)) {
+        n++;
     }
     return n;
 }
