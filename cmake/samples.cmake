@@ -3,7 +3,7 @@
 # executable; samples/common/ is what they share.
 
 # Samples that drive a device themselves, with the client library.
-set(VFU_SAMPLES_WITH_CLIENT edu-demo iommu-modes migration nvme-host shadow-ioeventfd)
+set(VFU_SAMPLES_WITH_CLIENT client-60 edu-demo iommu-modes migration nvme-host shadow-ioeventfd)
 
 # What the NVMe sample keeps its bytes in; unit tests link it too.
 pkg_check_modules(LIBURING IMPORTED_TARGET liburing)
