@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What particular clients do that the protocol does not say. A test plays each of them, in
- * test/py/test_qemu_habits.py and test/py/test_spdk_habits.py.
+ * What particular clients do that the protocol does not say. A test plays each of them:
+ * test/py/test_*_habits.py.
  *
  * Habits that a general rule meets, so that no code knows of them:
  *  - SPDK's host side sends VERSION without capabilities: they have their defaults (negotiate.c).
@@ -13,6 +13,8 @@
  *    room (channel.c).
  *  - QEMU sends commands without waiting, with and without NO_REPLY, and unmaps ranges that hold
  *    several regions or none: what is there is unmapped, and ENOENT says that nothing was.
+ *  - cloud-hypervisor sets MSI-X eventfds sixteen at a time, any part of the vectors in any order,
+ *    and has no answer to a command: its memory always comes with a descriptor (irq.c, region.c).
  */
 #ifndef VFU_WIRE_QUIRKS_H
 #define VFU_WIRE_QUIRKS_H
