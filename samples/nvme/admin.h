@@ -46,7 +46,7 @@ struct features {
     uint32_t async_events;
     uint64_t timestamp; /* ms; what was set */
     uint64_t timestamp_at; /* ms of the monotonic clock, when it was */
-    bool timestamp_set;
+    uint8_t timestamp_set;
     uint8_t host_id[16];
 };
 
@@ -54,7 +54,7 @@ struct async_events {
     uint16_t cids[ADMIN_EVENT_LIMIT]; /* requests held */
     unsigned nr_held;
     uint32_t pending[NVME_EVENT_TYPES]; /* a result each; NO_VALUE: none */
-    bool masked[NVME_EVENT_TYPES]; /* reported, and the log page not read since */
+    uint8_t masked[NVME_EVENT_TYPES]; /* reported, and the log page not read since */
 };
 
 struct error_log {
@@ -99,6 +99,9 @@ void admin_get_log_page(struct command *cmd);
 
 /* features.c */
 void features_reset(struct nvme *nvme);
+/* For migration: a timestamp that does not move, and one that goes on from there. */
+void features_freeze_timestamp(struct features *f);
+void features_thaw_timestamp(struct features *f);
 
 /* events.c */
 void events_reset(struct nvme *nvme);

@@ -2,6 +2,7 @@
 #include "controller.h"
 
 #include "nvme.h"
+#include "state.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -296,9 +297,11 @@ void controller_pause(struct nvme *nvme)
 {
     struct controller *c = &nvme->controller;
 
-    controller_hold(nvme, HOLD_MIGRATION);
-    worker_post(nvme_lead(nvme), &c->pause_event);
     pthread_mutex_lock(&c->lock);
+    if (!c->paused) {
+        controller_hold(nvme, HOLD_MIGRATION);
+        worker_post(nvme_lead(nvme), &c->pause_event);
+    }
     while (!c->paused) {
         pthread_cond_wait(&c->changed, &c->lock);
     }
@@ -313,32 +316,113 @@ void controller_resume(struct nvme *nvme)
     controller_unhold(nvme, HOLD_MIGRATION);
 }
 
+/* On the lead: the control thread goes on. */
+static void saved(struct controller *c)
+{
+    pthread_mutex_lock(&c->lock);
+    c->saved.done = true;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void save_on_lead(struct worker *worker, struct event *event)
+{
+    struct controller *c = &worker->nvme->controller;
+
+    (void)event;
+    c->saved.data = state_save(worker->nvme, &c->saved.size);
+    saved(c);
+}
+
+static void load_on_lead(struct worker *worker, struct event *event)
+{
+    struct nvme *nvme = worker->nvme;
+    struct controller *c = &nvme->controller;
+    uint32_t csts;
+
+    (void)event;
+    c->saved.fault = state_load(nvme, c->saved.data, c->saved.size);
+    csts = atomic_load(&c->csts);
+    if (c->saved.fault == NULL && (atomic_load(&c->cc) & NVME_CC_EN)) {
+        controller_hold(nvme, (csts & NVME_CSTS_CFS ? HOLD_FATAL : 0) |
+                                  (csts & NVME_CSTS_SHST_MASK ? HOLD_SHUTDOWN : 0));
+        atomic_fetch_and(&c->hold, ~(uint32_t)HOLD_OFF);
+        pthread_mutex_lock(&c->lock);
+        c->state = CONTROLLER_ON;
+        pthread_mutex_unlock(&c->lock);
+    }
+    saved(c);
+}
+
+static void run_on_lead(struct nvme *nvme, struct event *event)
+{
+    struct controller *c = &nvme->controller;
+
+    c->saved.done = false;
+    worker_post(nvme_lead(nvme), event);
+    pthread_mutex_lock(&c->lock);
+    while (!c->saved.done) {
+        pthread_cond_wait(&c->changed, &c->lock);
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+void *controller_save(struct nvme *nvme, size_t *size)
+{
+    struct controller *c = &nvme->controller;
+
+    run_on_lead(nvme, &c->save_event);
+    *size = c->saved.size;
+    return c->saved.data;
+}
+
+const char *controller_load(struct nvme *nvme, void *data, size_t size)
+{
+    struct controller *c = &nvme->controller;
+
+    c->saved.data = data;
+    c->saved.size = size;
+    run_on_lead(nvme, &c->load_event);
+    return c->saved.fault;
+}
+
+/*
+ * What was waited for
+ */
+
 bool controller_has_drained(struct nvme *nvme)
 {
     return nvme->controller.draining && atomic_load(&nvme->controller.acks) == 0;
 }
 
+/* A shutdown's flushes come first. */
+static void finish_pause(struct controller *c)
+{
+    if (!c->pause_wanted || c->draining || c->flushes > 0) {
+        return;
+    }
+    c->pause_wanted = false;
+    pthread_mutex_lock(&c->lock);
+    c->paused = true;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
 bool controller_poll(struct nvme *nvme)
 {
     struct controller *c = &nvme->controller;
+    bool drained = controller_has_drained(nvme);
 
-    if (!controller_has_drained(nvme)) {
-        return false;
+    if (drained) {
+        c->draining = false;
+        if (c->stop_wanted) {
+            finish_stop(nvme);
+        } else if (c->shutdown_wanted) {
+            flush_all(nvme);
+        }
     }
-    c->draining = false;
-    if (c->stop_wanted) {
-        finish_stop(nvme);
-    } else if (c->shutdown_wanted) {
-        flush_all(nvme);
-    }
-    if (c->pause_wanted) {
-        c->pause_wanted = false;
-        pthread_mutex_lock(&c->lock);
-        c->paused = true;
-        pthread_cond_broadcast(&c->changed);
-        pthread_mutex_unlock(&c->lock);
-    }
-    return true;
+    finish_pause(c);
+    return drained;
 }
 
 /*
@@ -534,6 +618,8 @@ void controller_init(struct nvme *nvme)
     c->disable_event.run = disable_on_lead;
     c->shutdown_event.run = shutdown_on_lead;
     c->pause_event.run = pause_on_lead;
+    c->save_event.run = save_on_lead;
+    c->load_event.run = load_on_lead;
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->changed, NULL);
 }

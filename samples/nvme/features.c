@@ -253,9 +253,25 @@ static uint64_t now_ms(void)
     return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+static uint64_t timestamp(const struct features *f)
+{
+    return (f->timestamp + now_ms() - f->timestamp_at) & TIMESTAMP_MASK;
+}
+
+void features_freeze_timestamp(struct features *f)
+{
+    f->timestamp = timestamp(f);
+    f->timestamp_at = 0;
+}
+
+void features_thaw_timestamp(struct features *f)
+{
+    f->timestamp_at = now_ms();
+}
+
 static void get_timestamp(struct command *cmd, const struct features *f)
 {
-    uint64_t value = (f->timestamp + now_ms() - f->timestamp_at) & TIMESTAMP_MASK;
+    uint64_t value = timestamp(f);
 
     value |= f->timestamp_set ? TIMESTAMP_BY_HOST : 0;
     data_reply(cmd, &value, sizeof(value));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Queues: creation and deletion, fetching, posting. */
+/* Queues: how they come and go. */
 #include "queue.h"
 
 #include "nvme.h"
@@ -65,7 +65,7 @@ static void detach_sq(struct worker *worker, struct event *event)
 }
 
 /* The admin queues are the lead's; the others are dealt out. */
-static struct worker *worker_of(struct nvme *nvme, uint16_t id)
+struct worker *queue_worker(struct nvme *nvme, uint16_t id)
 {
     return id == 0 ? nvme_lead(nvme) : &nvme->workers[(id - 1u) % nvme->nr_workers];
 }
@@ -75,16 +75,17 @@ static void reset_doorbell(struct nvme *nvme, unsigned index)
     atomic_store(&nvme->doorbells->reg[index], 0);
 }
 
-void cq_create(struct nvme *nvme, const struct queue_config *config)
+void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t head,
+                uint32_t tail, bool phase)
 {
     struct cq *cq = &nvme->cqs[config->id];
 
-    cq->worker = worker_of(nvme, config->id);
+    cq->worker = queue_worker(nvme, config->id);
     atomic_store(&cq->vector, config->vector);
     cq->entries = config->entries;
-    cq->head = 0;
-    atomic_store(&cq->tail, 0);
-    cq->phase = true;
+    cq->head = head;
+    atomic_store(&cq->tail, tail);
+    cq->phase = phase;
     cq->detaching = false;
     cq->signal = false;
     cq->promised = 0;
@@ -98,7 +99,12 @@ void cq_create(struct nvme *nvme, const struct queue_config *config)
     atomic_store(&nvme->cq_owner[cq->id], cq->worker);
 }
 
-void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *cq)
+void cq_create(struct nvme *nvme, const struct queue_config *config)
+{
+    cq_restore(nvme, config, 0, 0, true);
+}
+
+void sq_restore(struct nvme *nvme, const struct queue_config *config, struct cq *cq, uint32_t head)
 {
     struct sq *sq = &nvme->sqs[config->id];
 
@@ -106,7 +112,7 @@ void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *
     sq->cq = cq;
     sq->detaching = false;
     sq->entries = config->entries;
-    sq->head = 0;
+    sq->head = head;
     sq->in_flight = 0;
     sq->bad_tail = NO_VALUE;
     memset(sq->cids, 0, sizeof(sq->cids));
@@ -116,6 +122,39 @@ void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *
     sq->attach.run = attach_sq;
     worker_post(sq->worker, &sq->attach);
     atomic_store(&nvme->sq_owner[sq->id], sq->worker);
+}
+
+void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *cq)
+{
+    sq_restore(nvme, config, cq, 0);
+}
+
+void sq_restore_cid(struct sq *sq, uint16_t cid)
+{
+    sq->cids[cid / 8] |= (uint8_t)(1u << cid % 8);
+}
+
+void sq_restore_command(struct sq *sq, const struct nvme_command *sqe, bool ended, uint16_t status,
+                        uint32_t result)
+{
+    struct worker *worker = sq->worker;
+    struct command *cmd = command_alloc(worker);
+
+    cmd->sq = sq;
+    cmd->sqe = *sqe;
+    cmd->status = status;
+    cmd->result = result;
+    sq->in_flight++;
+    sq->cq->promised++;
+    sq_restore_cid(sq, sqe->cid);
+    if (ended) {
+        cmd->stage = STAGE_DONE;
+        STAILQ_INSERT_TAIL(&sq->cq->done, cmd, done_link);
+    } else {
+        cmd->stage = STAGE_PARKED;
+        worker->nr_parked++;
+        TAILQ_INSERT_TAIL(&worker->parked, cmd, parked_link);
+    }
 }
 
 void cq_delete(struct cq *cq)
@@ -273,328 +312,4 @@ void queues_release_rings(struct worker *worker, bool revoked_only)
     }
     release(&shadow->values);
     release(&shadow->wanted);
-}
-
-/*
- * Completions
- */
-
-/* 0, or why it cannot be written. */
-static int write_entry(struct cq *cq, const struct nvme_completion *entry, uint32_t index)
-{
-    size_t offset = index * sizeof(*entry);
-    uint64_t *place = ring_at(&cq->ring, offset);
-    struct nvme_completion copy = *entry;
-    uint64_t halves[2];
-
-    if (place == NULL) {
-        return ring_copy(&cq->ring, offset, &copy, sizeof(copy), true);
-    }
-    memcpy(halves, &copy, sizeof(halves));
-    /* The half with the phase tag makes the other one valid. */
-    __atomic_store_n(&place[0], halves[0], __ATOMIC_RELAXED);
-    __atomic_store_n(&place[1], halves[1], __ATOMIC_RELEASE);
-    return 0;
-}
-
-static bool post(struct cq *cq, struct nvme_completion *entry)
-{
-    uint32_t tail = atomic_load_explicit(&cq->tail, memory_order_relaxed);
-    int err;
-
-    entry->status = (uint16_t)(entry->status | cq->phase);
-    err = write_entry(cq, entry, tail);
-    if (err != 0) {
-        controller_fatal(cq->worker->nvme, "completion queue %u cannot be written: %s", cq->id,
-                         strerror(-err));
-        return false;
-    }
-    tail++;
-    if (tail == cq->entries) {
-        tail = 0;
-        cq->phase = !cq->phase;
-    }
-    atomic_store(&cq->tail, tail);
-    cq->signal = true;
-    return true;
-}
-
-static bool cq_writable(struct cq *cq)
-{
-    struct nvme *nvme = cq->worker->nvme;
-    uint32_t hold = atomic_load_explicit(&nvme->controller.hold, memory_order_relaxed);
-
-    enum drain drain = cq->worker->drain;
-
-    /* While everything comes to a stop, what can be delivered at once is; then nothing any more. */
-    if ((hold & (HOLD_BUS_MASTER | HOLD_FATAL)) || drain == DRAIN_STOP ||
-        ((hold & HOLD_MIGRATION) && drain == DRAIN_NONE) ||
-        (drain == DRAIN_PARK && cq->ring.state != RING_READY)) {
-        return false;
-    }
-    if (!ring_ready(&cq->ring)) {
-        if (cq->ring.error != 0) {
-            controller_fatal(nvme, "completion queue %u at 0x%llx is not there: %s", cq->id,
-                             (unsigned long long)cq->ring.addr, strerror(cq->ring.error));
-        }
-        return false;
-    }
-    return true;
-}
-
-static void clear_cid(struct sq *sq, uint16_t cid)
-{
-    sq->cids[cid / 8] &= (uint8_t)~(1u << cid % 8);
-}
-
-void sq_release(struct sq *sq, struct command *cmd)
-{
-    sq->in_flight--;
-    sq->cq->promised--;
-    command_free(cmd);
-}
-
-void sq_forget(struct command *cmd)
-{
-    clear_cid(cmd->sq, cmd->sqe.cid);
-    sq_release(cmd->sq, cmd);
-}
-
-static bool post_command(struct cq *cq, struct command *cmd)
-{
-    struct nvme_completion entry = {
-        .result = cmd->result,
-        .sq_head = (uint16_t)cmd->sq->head,
-        .sq_id = cmd->sq->id,
-        .cid = cmd->sqe.cid,
-        .status = (uint16_t)(cmd->status << 1),
-    };
-
-    if (!post(cq, &entry)) {
-        return false;
-    }
-    sq_forget(cmd);
-    return true;
-}
-
-void cq_complete(struct cq *cq, struct command *cmd)
-{
-    if (!STAILQ_EMPTY(&cq->done) || !cq_writable(cq) || !post_command(cq, cmd)) {
-        cmd->stage = STAGE_DONE;
-        STAILQ_INSERT_TAIL(&cq->done, cmd, done_link);
-    }
-}
-
-static uint32_t occupied(const struct cq *cq)
-{
-    uint32_t tail = atomic_load_explicit(&cq->tail, memory_order_relaxed);
-
-    return (tail + cq->entries - cq->head) % cq->entries;
-}
-
-static bool head_moved(struct cq *cq, uint32_t *head)
-{
-    *head = doorbell_read(cq->worker, CQ_DOORBELL(cq->id), cq->head);
-    return *head != cq->head && *head != cq->bad_head;
-}
-
-/* How far the host has read (NVMe 4.1): it cannot have read what was not posted. */
-static bool update_head(struct cq *cq)
-{
-    struct nvme *nvme = cq->worker->nvme;
-    uint32_t head;
-
-    if (!head_moved(cq, &head)) {
-        return false;
-    }
-    if (head >= cq->entries ||
-        (head + cq->entries - cq->head) % cq->entries > occupied(cq)) {
-        cq->bad_head = head;
-        vfu_log(nvme->ctx, LOG_INFO, "completion queue %u: head doorbell %u, with %u entries",
-                cq->id, head, cq->entries);
-        events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL_VALUE);
-        return false;
-    }
-    cq->bad_head = NO_VALUE;
-    cq->head = head;
-    return true;
-}
-
-unsigned cq_poll(struct cq *cq)
-{
-    unsigned n = update_head(cq);
-    struct command *cmd;
-
-    while ((cmd = STAILQ_FIRST(&cq->done)) != NULL && cq_writable(cq)) {
-        STAILQ_REMOVE_HEAD(&cq->done, done_link);
-        if (!post_command(cq, cmd)) {
-            STAILQ_INSERT_HEAD(&cq->done, cmd, done_link);
-            break;
-        }
-        n++;
-    }
-    if (cq->signal) {
-        cq->signal = false;
-        interrupt_raise(cq->worker->nvme,
-                        atomic_load_explicit(&cq->vector, memory_order_relaxed));
-    }
-    return n;
-}
-
-/* One entry stays free, or full would look like empty. */
-static bool cq_has_room(struct cq *cq)
-{
-    if (occupied(cq) + cq->promised + 1 < cq->entries) {
-        return true;
-    }
-    update_head(cq);
-    return occupied(cq) + cq->promised + 1 < cq->entries;
-}
-
-bool cq_post_event(struct cq *cq, struct sq *sq, uint16_t cid, uint32_t result, uint16_t status)
-{
-    struct nvme_completion entry = {
-        .result = result,
-        .sq_head = (uint16_t)sq->head,
-        .sq_id = sq->id,
-        .cid = cid,
-        .status = (uint16_t)(status << 1),
-    };
-
-    if (!cq_has_room(cq) || !STAILQ_EMPTY(&cq->done) || !cq_writable(cq) || !post(cq, &entry)) {
-        return false;
-    }
-    clear_cid(sq, cid);
-    return true;
-}
-
-/*
- * Submissions
- */
-
-/* The tail, or the head when the host wrote what cannot be one. */
-static uint32_t read_tail(struct sq *sq)
-{
-    struct nvme *nvme = sq->worker->nvme;
-    uint32_t tail = doorbell_read(sq->worker, SQ_DOORBELL(sq->id), sq->head);
-
-    if (tail < sq->entries) {
-        return tail;
-    }
-    if (tail != sq->bad_tail) {
-        sq->bad_tail = tail;
-        vfu_log(nvme->ctx, LOG_INFO, "submission queue %u: tail doorbell %u, with %u entries",
-                sq->id, tail, sq->entries);
-        events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL_VALUE);
-    }
-    return sq->head;
-}
-
-static bool can_fetch(struct sq *sq)
-{
-    unsigned kept = sq->id == 0 ? 0 : WORKER_ADMIN_COMMANDS;
-
-    return !sq->detaching && sq->in_flight < SQ_COMMANDS && sq->worker->nr_free > kept &&
-           cq_has_room(sq->cq);
-}
-
-static bool sq_readable(struct sq *sq)
-{
-    if (!ring_ready(&sq->ring)) {
-        if (sq->ring.error != 0) {
-            controller_fatal(sq->worker->nvme, "submission queue %u at 0x%llx is not there: %s",
-                             sq->id, (unsigned long long)sq->ring.addr,
-                             strerror(sq->ring.error));
-        }
-        return false;
-    }
-    return true;
-}
-
-static bool fetch(struct sq *sq, struct nvme_command *sqe)
-{
-    size_t offset = sq->head * sizeof(*sqe);
-    const void *place = ring_at(&sq->ring, offset);
-    int err = 0;
-
-    if (place != NULL) {
-        memcpy(sqe, place, sizeof(*sqe));
-    } else {
-        err = ring_copy(&sq->ring, offset, sqe, sizeof(*sqe), false);
-    }
-    if (err != 0) {
-        controller_fatal(sq->worker->nvme, "submission queue %u cannot be read: %s", sq->id,
-                         strerror(-err));
-        return false;
-    }
-    sq->head = sq->head + 1 == sq->entries ? 0 : sq->head + 1;
-    return true;
-}
-
-static void begin(struct sq *sq, struct command *cmd)
-{
-    uint8_t *cids = &sq->cids[cmd->sqe.cid / 8];
-    uint8_t bit = (uint8_t)(1u << cmd->sqe.cid % 8);
-    bool conflict = (*cids & bit) != 0;
-
-    cmd->sq = sq;
-    sq->in_flight++;
-    sq->cq->promised++;
-    sq->worker->busy++;
-    *cids |= bit;
-    if (conflict) {
-        command_fail(cmd, NVME_SC_CID_CONFLICT, "a command with this identifier is in flight");
-    } else {
-        command_begin(cmd);
-    }
-}
-
-unsigned sq_poll(struct sq *sq)
-{
-    uint32_t tail = read_tail(sq);
-    unsigned n = 0;
-
-    while (sq->head != tail && can_fetch(sq) && sq_readable(sq) &&
-           !controller_held(&sq->worker->nvme->controller)) {
-        struct command *cmd = command_alloc(sq->worker);
-
-        if (!fetch(sq, &cmd->sqe)) {
-            command_free(cmd);
-            break;
-        }
-        n++;
-        begin(sq, cmd);
-    }
-    return n;
-}
-
-/* Its memory is there, or has to be asked for. */
-static bool ring_may_come(const struct ring *ring)
-{
-    return ring->state != RING_RESOLVING && ring->error == 0;
-}
-
-bool queues_have_work(struct worker *worker)
-{
-    uint32_t head;
-    struct sq *sq;
-    struct cq *cq;
-
-    if (controller_held(&worker->nvme->controller)) {
-        return false;
-    }
-    if (worker->nr_parked > 0) {
-        return true;
-    }
-    TAILQ_FOREACH (sq, &worker->sqs, link) {
-        if (read_tail(sq) != sq->head && can_fetch(sq) && ring_may_come(&sq->ring)) {
-            return true;
-        }
-    }
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
-        if (head_moved(cq, &head) || (!STAILQ_EMPTY(&cq->done) && ring_may_come(&cq->ring))) {
-            return true;
-        }
-    }
-    return false;
 }

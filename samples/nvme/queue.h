@@ -81,7 +81,18 @@ void queues_destroy(struct nvme *nvme);
  */
 void cq_create(struct nvme *nvme, const struct queue_config *config);
 void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *cq);
-/* Ends one. queue_deleted() of admin.h is told when nothing is left of it. */
+/* The worker that serves a completion queue with this number. */
+struct worker *queue_worker(struct nvme *nvme, uint16_t id);
+
+/* The same for queues, and commands in them, that were somewhere else before. */
+void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t head,
+                uint32_t tail, bool phase);
+void sq_restore(struct nvme *nvme, const struct queue_config *config, struct cq *cq, uint32_t head);
+void sq_restore_cid(struct sq *sq, uint16_t cid);
+void sq_restore_command(struct sq *sq, const struct nvme_command *sqe, bool ended, uint16_t status,
+                        uint32_t result);
+
+/* Ends one. admin_sq_deleted() or admin_cq_deleted() is called when nothing is left of it. */
 void cq_delete(struct cq *cq);
 void sq_delete(struct sq *sq);
 
@@ -99,10 +110,15 @@ bool cq_post_event(struct cq *cq, struct sq *sq, uint16_t cid, uint32_t result, 
 /* Looks at the head, posts what could not be posted before, and interrupts. Returns what was done. */
 unsigned cq_poll(struct cq *cq);
 
+/* One more completion can be posted, whatever comes of the commands in flight. */
+bool cq_has_room(struct cq *cq);
+bool cq_has_work(struct cq *cq);
+
 /* A command leaves its queue without a completion. */
 void sq_forget(struct command *cmd);
-/* The same, but its identifier stays in use. */
+/* The same, but its identifier stays in use; then that alone. */
 void sq_release(struct sq *sq, struct command *cmd);
+void sq_release_cid(struct sq *sq, uint16_t cid);
 
 /* Goes on with deletions; asks for doorbell writes before a sleep. True when there is more to do. */
 void queues_finish_detach(struct worker *worker);

@@ -54,6 +54,12 @@ bool ring_close(struct ring *ring);
  */
 bool ring_ready(struct ring *ring);
 
+/* Whether it is worth trying: it is there, or has not been asked for. */
+static inline bool ring_may_come(const struct ring *ring)
+{
+    return ring->state != RING_RESOLVING && ring->error == 0;
+}
+
 /* Lets go of the memory, if the client has asked for that. */
 void ring_check_revoked(struct ring *ring);
 void ring_release(struct ring *ring);

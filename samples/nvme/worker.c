@@ -127,6 +127,14 @@ static void unpark(struct worker *worker)
     }
 }
 
+/* Nothing is touched that would have to be migrated. */
+static bool paused(struct worker *worker)
+{
+    return worker->drain == DRAIN_NONE &&
+           (atomic_load_explicit(&worker->nvme->controller.hold, memory_order_acquire) &
+            HOLD_MIGRATION) != 0;
+}
+
 static unsigned serve_queues(struct worker *worker)
 {
     unsigned n = 0;
@@ -140,6 +148,9 @@ static unsigned serve_queues(struct worker *worker)
         }
     }
     n += (unsigned)backend_queue_poll(worker->backend);
+    if (paused(worker)) {
+        return n;
+    }
     if (worker->index == 0) {
         events_poll(worker->nvme);
     }
