@@ -62,8 +62,13 @@ void controller_destroy(struct nvme *nvme);
  * Control thread
  */
 
+/* registers.c */
 ssize_t controller_access(struct nvme *nvme, char *buf, size_t count, uint64_t offset,
                           bool is_write);
+/* What CC asks for. It takes its time, and CSTS says when it is done. */
+void controller_enable(struct nvme *nvme);
+void controller_disable(struct nvme *nvme);
+void controller_shutdown(struct nvme *nvme);
 /* Waits until everything has stopped, and puts the registers to what they are after power-on. */
 void controller_reset(struct nvme *nvme);
 /* For migration: nothing moves any more when this returns; and on again. */
