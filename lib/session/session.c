@@ -290,28 +290,28 @@ static bool serve_buffered(struct session *s, const struct vfio_user_header *hdr
 }
 
 /*
- * With two sockets, or with deadlines that nobody waits for, a plain receive that waits is not
- * enough; without them it saves a system call per message.
+ * With transactions that nobody waits for, a plain receive that waits is not enough; without them
+ * it saves a system call per message. Only the IOMMU extension has those, and goes without a twin
+ * socket: what arrives there is read by those who wait for it.
  */
 static bool must_poll(const struct session *s)
 {
-    return s->features.ats || s->features.pri || s->twin.open;
+    return s->features.ats || s->features.pri;
 }
 
 /* Sleeps until something can be read, a deadline passes or somebody wakes us. Role held. */
 static int sleep_readable(struct session *s)
 {
-    struct pollfd pfds[3] = {
+    struct pollfd pfds[2] = {
         { .fd = s->main.stream.rx_fd, .events = POLLIN },
         { .fd = s->control_wake, .events = POLLIN },
-        { .fd = s->twin.open ? s->twin.stream.rx_fd : -1, .events = POLLIN },
     };
     uint64_t deadline = s->txns.next_deadline, count;
     int n, err;
 
     s->sleeping = true;
     pthread_mutex_unlock(&s->lock);
-    n = poll(pfds, 3, deadline_poll_ms(deadline));
+    n = poll(pfds, 2, deadline_poll_ms(deadline));
     err = n < 0 ? -errno : 0;
     if (pfds[1].revents != 0 && read(s->control_wake, &count, sizeof(count)) < 0) {
         err = -errno;
@@ -388,14 +388,6 @@ static enum step run_waiting(struct session *s)
     return STEP_NOTHING;
 }
 
-static enum step run_twin(struct session *s)
-{
-    if (!s->twin.open || s->twin.reading) {
-        return STEP_NOTHING;
-    }
-    return channel_pump(s, &s->twin) > 0 ? STEP_ROUTED : STEP_NOTHING;
-}
-
 /* While held, commands park and replies go on: those of one receive call. Lock held. */
 static int run_held(struct session *s, bool worked)
 {
@@ -438,17 +430,12 @@ int session_run(struct session *s, enum session_run_mode mode)
 {
     int served = 0, r;
     bool handled = false, held_read = false;
-    bool twin_turn = true; /* the sockets take turns: neither can be flooded to starve the other */
 
     pthread_mutex_lock(&s->lock);
     s->running = true;
     s->control = pthread_self();
     do {
         r = run_waiting(s);
-        if (r == STEP_NOTHING && twin_turn) {
-            twin_turn = false;
-            r = run_twin(s);
-        }
         if (r == STEP_NOTHING) {
             if (!s->main.open || s->broken != 0) {
                 r = -ENOTCONN;
@@ -458,7 +445,6 @@ int session_run(struct session *s, enum session_run_mode mode)
             } else {
                 r = run_socket(s, mode, handled);
                 handled = true;
-                twin_turn = true;
             }
         }
         served += r == STEP_SERVED;

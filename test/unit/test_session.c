@@ -473,12 +473,13 @@ static void log_and_send(struct vfu_ctx *ctx, int level, const char *line)
     }
 }
 
+/* Most of it is left in the socket. */
 static void flood(struct fixture *f, int expected)
 {
     f->log.fn = log_and_send;
     log_and_send((struct vfu_ctx *)f, 0, NULL);
     assert_int_equal(session_run(&f->session, RUN_ONCE), expected);
-    assert_in_range(f->dispatched, 2, 3);
+    assert_in_range(f->dispatched, 1, 3);
     f->log.fn = NULL;
 }
 
