@@ -19,12 +19,18 @@ verify() {
     words=$1
     shift
     step "$words" fio --name=verify --filename=$disk --direct=1 --ioengine=libaio --verify=crc32c \
-        --verify_fatal=1 --do_verify=1 --output=/tmp/fio.out --minimal "$@"
+        --verify_fatal=1 --do_verify=1 --output=/tmp/fio.out --eta=never "$@"
 }
 
 step "lspci" lspci -nv -s "$device"
-step "identify" nvme id-ctrl /dev/nvme0
-step "SMART" nvme smart-log /dev/nvme0
+identify() {
+    nvme id-ctrl /dev/nvme0 | grep -E '^(vid|sn|mn|fr|mdts|oacs|oncs|vwc|sgls) '
+}
+smart() {
+    nvme smart-log /dev/nvme0 | grep -iE 'warning|temperature|commands|shutdowns'
+}
+step "identify" identify
+step "SMART" smart
 grep -i nvme /proc/interrupts | sed 's/^/  /'
 
 verify "sequential writes, verified" --rw=write --bs=64k --size=128m --iodepth=8
@@ -39,7 +45,7 @@ verify "verified after the reset" --rw=randwrite --bs=4k --size=16m --iodepth=32
 
 # Resets while fio writes: the driver requeues, and nothing is lost.
 fio --name=load --filename=$disk --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --size=64m \
-    --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/fio.load --minimal &
+    --iodepth=32 --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/fio.load --eta=never &
 load=$!
 for i in 1 2 3; do
     usleep 300000
