@@ -258,6 +258,10 @@ static void test_nested_sizes(void **state)
     /* A page over 2 MiB. */
     assert_int_equal(vfuc_iommu_map(f->domain, 0, 32 * GIB + MIB2 + 5 * PAGE, PAGE, RW), 0);
     assert_translation(f->iommu, ME, 9, 0, PAGE, RAM + 3 * MIB2 + 5 * PAGE + 9, RW);
+    /* What is not to be cached in the second stage is not to be cached. */
+    assert_int_equal(vfuc_iommu_map(s2, 33 * GIB, RAM + MIB2, PAGE, RW | VFUC_IOMMU_UNCACHED), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, PAGE, 33 * GIB, PAGE, RW), 0);
+    assert_translation(f->iommu, ME, PAGE, PAGE, PAGE, RAM + MIB2, RW | VFUC_IOMMU_UNCACHED);
     /* Nothing in common. */
     assert_int_equal(vfuc_iommu_protect(s2, 32 * GIB, PAGE, W), 0);
     assert_not_mapped(f->iommu, ME, 8 * GIB);

@@ -287,13 +287,13 @@ struct access_msg {
     uint8_t data[3 * 4096];
 } __attribute__((packed));
 
-static int dma_read(struct fixture *f, uint32_t flags, uint32_t pasid, uint64_t addr,
-                    uint64_t count, struct access_msg *reply)
+static int dma_read_as(struct fixture *f, uint32_t flags, uint32_t pasid, uint32_t attrs,
+                       uint64_t addr, uint64_t count, struct access_msg *reply)
 {
     const struct vfio_user_dma_region_access access = { .addr = addr, .count = count };
     struct vfio_user_pasid_prefix p;
     size_t len;
-    int error = fake_server_ask(&f->server, VFIO_USER_DMA_READ, flags, prefix(&p, pasid, 0),
+    int error = fake_server_ask(&f->server, VFIO_USER_DMA_READ, flags, prefix(&p, pasid, attrs),
                                 &access, sizeof(access), reply, sizeof(*reply), &len);
 
     if (error == 0) {
@@ -301,6 +301,12 @@ static int dma_read(struct fixture *f, uint32_t flags, uint32_t pasid, uint64_t 
         assert_memory_equal(&reply->head, &access, sizeof(access));
     }
     return error;
+}
+
+static int dma_read(struct fixture *f, uint32_t flags, uint32_t pasid, uint64_t addr,
+                    uint64_t count, struct access_msg *reply)
+{
+    return dma_read_as(f, flags, pasid, 0, addr, count, reply);
 }
 
 static int dma_write(struct fixture *f, uint32_t flags, uint32_t pasid, uint64_t addr,
@@ -359,6 +365,28 @@ static void test_untranslated_messages(void **state)
     assert_int_equal(dma_read(f, 0, 0, 0, 16, &msg), EFAULT);
     assert_int_equal(vfuc_iommu_attach(f->iommu, 0, f->domain), 0);
     assert_int_equal(dma_read(f, 0, 0, 0, 16, &msg), 0);
+}
+
+static void test_message_permissions(void **state)
+{
+    const uint32_t exec = VFIO_USER_PASID_ATTR_EXEC, priv = VFIO_USER_PASID_ATTR_PRIV;
+    static struct access_msg msg;
+    struct fixture *f = *state;
+
+    assert_int_equal(vfuc_iommu_attach(f->iommu, 7, f->domain), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, 0, RAM, PAGE, RW), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, PAGE, RAM, PAGE, R | X), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, 2 * PAGE, RAM, PAGE, R | VFUC_IOMMU_PRIV), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, 3 * PAGE, RAM, PAGE, W), 0);
+    assert_int_equal(dma_read_as(f, 0, 7, exec, 0, 8, &msg), EFAULT);
+    assert_int_equal(dma_read_as(f, 0, 7, exec, PAGE, 8, &msg), 0);
+    assert_int_equal(dma_read_as(f, 0, 7, 0, PAGE, 8, &msg), 0);
+    assert_int_equal(dma_read_as(f, 0, 7, 0, 2 * PAGE, 8, &msg), EFAULT);
+    assert_int_equal(dma_read_as(f, 0, 7, priv, 2 * PAGE, 8, &msg), 0);
+    assert_int_equal(dma_read_as(f, 0, 7, priv, PAGE, 8, &msg), 0);
+    assert_int_equal(dma_read_as(f, 0, 7, 0, 3 * PAGE, 8, &msg), EFAULT);
+    assert_int_equal(dma_write(f, 0, 7, 3 * PAGE, 8, 1), 0);
+    assert_int_equal(dma_write(f, 0, 7, PAGE, 8, 1), EFAULT);
 }
 
 static void test_translated_messages(void **state)
@@ -672,6 +700,7 @@ int main(void)
         CASE(test_prefix),
         cmocka_unit_test(test_not_agreed),
         CASE(test_untranslated_messages),
+        CASE(test_message_permissions),
         CASE(test_translated_messages),
         CASE(test_what_is_invalidated),
         CASE(test_unmap_waits),

@@ -2,6 +2,8 @@
 /* Page requests to the client's IOMMU: groups, credits, late answers, and processes as PASIDs. */
 #include "iommu_fixture.h"
 
+#include <time.h>
+
 #define REQUEST VFIO_USER_PAGE_REQUEST
 #define LAST VFIO_USER_PAGE_REQ_F_LAST
 #define STOP VFIO_USER_PAGE_REQ_F_STOP
@@ -9,6 +11,7 @@
 #define INVALID VFIO_USER_PAGE_RESP_INVALID
 #define FAILURE VFIO_USER_PAGE_RESP_FAILURE
 #define MAX_FAULTS 64
+#define PATIENCE_S 20
 
 /* What the callbacks were told; nothing is answered unless code says so. */
 struct seen {
@@ -54,13 +57,26 @@ static void on_stop(void *pvt, vfuc_iommu_t *iommu, uint32_t pasid)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void answer_with(int code)
+{
+    pthread_mutex_lock(&seen.lock);
+    seen.code = code;
+    pthread_mutex_unlock(&seen.lock);
+}
+
 static vfuc_iommu_fault_t wait_fault(unsigned nth)
 {
+    struct timespec deadline;
     vfuc_iommu_fault_t fault;
 
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += PATIENCE_S;
     pthread_mutex_lock(&seen.lock);
     while (seen.nr <= nth) {
-        pthread_cond_wait(&seen.changed, &seen.lock);
+        if (pthread_cond_timedwait(&seen.changed, &seen.lock, &deadline) == ETIMEDOUT) {
+            pthread_mutex_unlock(&seen.lock);
+            fail_msg("fault %u did not come", nth);
+        }
     }
     fault = seen.faults[nth % MAX_FAULTS];
     pthread_mutex_unlock(&seen.lock);
@@ -181,7 +197,7 @@ static void test_groups(void **state)
     assert_int_equal(vfuc_iommu_page_response(f->iommu, wait_fault(0).id, SUCCESS), 0);
     assert_int_equal(response(f, id, 3), INVALID);
     /* The same group again, answered from the callback. */
-    seen.code = SUCCESS;
+    answer_with(SUCCESS);
     assert_int_equal(response(f, ask_pages(f, 3, LAST, 0, 1), 3), SUCCESS);
 }
 
@@ -195,7 +211,7 @@ static void test_many_entries(void **state)
     for (uint32_t i = 0; i < 16; i++) {
         r.entries[i] = (struct vfio_user_page_request_entry){ i * PAGE, 1, R };
     }
-    seen.code = SUCCESS;
+    answer_with(SUCCESS);
     assert_int_equal(response(f, send_request(f, &r, ME), 0), SUCCESS);
     assert_int_equal(seen.nr, 16);
     /* And again: the credits have come back. */
@@ -217,7 +233,7 @@ static void test_credits(void **state)
     assert_int_equal(vfuc_iommu_page_response(f->iommu, wait_fault(1).id, SUCCESS), 0);
     assert_int_equal(vfuc_iommu_page_response(f->iommu, wait_fault(0).id, SUCCESS), 0);
     assert_int_equal(response(f, id, 0), SUCCESS);
-    seen.code = SUCCESS;
+    answer_with(SUCCESS);
     assert_int_equal(response(f, ask_pages(f, 2, LAST, PAGE, 1), 2), FAILURE);
     assert_int_equal(response(f, ask_pages(f, 1, LAST, PAGE, 16), 1), SUCCESS);
 }
@@ -258,11 +274,31 @@ static void test_malformed(void **state)
     ask_pages(f, 5, 0, 1, 1);
     assert_int_equal(response(f, ask_pages(f, 5, LAST, 0, 1), 5), -EINVAL);
     /* So does another prefix. */
-    seen.code = SUCCESS;
+    answer_with(SUCCESS);
     ask_pages(f, 5, 0, 0, 1);
     wrong[0] = request_of(5, LAST, 0, 1);
     assert_int_equal(response(f, send_request(f, &wrong[0], 2), 5), -EINVAL);
     assert_int_equal(response(f, ask_pages(f, 5, LAST, 0, 1), 5), SUCCESS);
+}
+
+/* An answer that comes when others are being waited for in the same place. */
+static void test_late_answer(void **state)
+{
+    struct fixture *f = *state;
+    uint16_t id = ask_pages(f, 0, LAST, 0, 1);
+    uint64_t late = wait_fault(0).id;
+
+    assert_int_equal(vfuc_iommu_page_response(f->iommu, late, SUCCESS), 0);
+    assert_int_equal(response(f, id, 0), SUCCESS);
+    /* Requests are kept in as many places as were proposed. */
+    answer_with(SUCCESS);
+    for (unsigned i = 1; i < 512; i++) {
+        assert_int_equal(response(f, ask_pages(f, 0, LAST, 0, 1), 0), SUCCESS);
+    }
+    answer_with(-1);
+    ask_pages(f, 0, LAST, 0, 1);
+    wait_fault(512);
+    assert_fails(vfuc_iommu_page_response(f->iommu, late, SUCCESS), ENOENT);
 }
 
 /* As after a reset: the server begins anew, and nobody minds what is answered late. */
@@ -288,7 +324,7 @@ static void test_stop_marker(void **state)
     r.head.nr_entries = 0;
     r.head.argsz = 16;
     send_request(f, &r, 77);
-    seen.code = SUCCESS;
+    answer_with(SUCCESS);
     assert_int_equal(response(f, ask_pages(f, 0, LAST, 0, 1), 0), SUCCESS);
     assert_int_equal(seen.stopped, 77);
     assert_int_equal(seen.nr, 1);
@@ -300,7 +336,7 @@ static void test_calls_from_callback(void **state)
     struct fixture *f = *state;
 
     seen.domain = f->domain;
-    seen.code = SUCCESS;
+    answer_with(SUCCESS);
     assert_int_equal(response(f, ask_pages(f, 0, LAST, 0, 1), 0), SUCCESS);
     assert_int_equal(seen.map_result, 0);
     assert_int_equal(seen.unmap_error, EDEADLK);
@@ -377,6 +413,7 @@ int main(void)
         CASE(test_many_entries),
         CASE(test_credits),
         CASE(test_malformed),
+        CASE(test_late_answer),
         CASE(test_index_again),
         CASE(test_stop_marker),
         CASE(test_calls_from_callback),

@@ -78,6 +78,25 @@ static void test_simple(void **state)
     assert_counts(f, 2, 1);
 }
 
+/* What leads on, but into another memory, is another mapping. */
+static void test_two_memories(void **state)
+{
+    struct fixture *f = *state;
+    const vfuc_iommu_memory_t more = {
+        .address = RAM + RAM_SIZE, .size = 4 * PAGE, .prot = PROT_READ | PROT_WRITE, .fd = f->fd,
+    };
+
+    assert_int_equal(vfuc_iommu_map(f->domain, 0, RAM + RAM_SIZE - 2 * PAGE, 4 * PAGE, RW), 0);
+    assert_counts(f, 1, 0);
+    assert_int_equal(vfuc_iommu_add_memory(f->iommu, &more), 0);
+    assert_counts(f, 2, 0);
+    assert_map(f, 0, ME, 0, RAM_SIZE - 2 * PAGE, 2 * PAGE, RW);
+    assert_map(f, 1, ME, 2 * PAGE, 0, 2 * PAGE, RW);
+    assert_int_equal(vfuc_iommu_map(f->domain, MIB2, RAM + RAM_SIZE - PAGE, 2 * PAGE, RW), 0);
+    assert_map(f, 2, ME, MIB2, RAM_SIZE - PAGE, PAGE, RW);
+    assert_map(f, 3, ME, MIB2 + PAGE, 0, PAGE, RW);
+}
+
 /* Cut: all of it goes, and the rest comes back. */
 static void test_cut(void **state)
 {
@@ -354,6 +373,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASE(test_simple),
+        CASE(test_two_memories),
         CASE(test_cut),
         CASE(test_two_stages),
         cmocka_unit_test(test_spaces),
