@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A server and its client in one thread. The input is a byte of device options, a byte that picks
- * the client's proposal, and then records: a kind (bit 7: the server does not run after it), and
+ * the client's proposal (bit 7: with the IOMMU extension switched on), and then records: a kind (bit 7: the server does not run after it), and
  * what follows from the kind. Records that the server's waiting uses up are not there afterwards;
  * when none is left, the client hangs up.
  *
@@ -144,8 +144,55 @@ static void hang_up(void)
     }
 }
 
-static void connect_client(uint8_t proposal)
+static void send_message(uint16_t cmd, uint32_t flags, const void *payload, size_t len,
+                         const int *fds, size_t nr_fds)
 {
+    const struct vfio_user_header hdr = {
+        .cmd = cmd,
+        .msg_size = (uint32_t)(sizeof(hdr) + len),
+        .flags = flags,
+    };
+    uint8_t message[64];
+
+    REQUIRE(hdr.msg_size <= sizeof(message));
+    memcpy(message, &hdr, sizeof(hdr));
+    memcpy(message + sizeof(hdr), payload, len);
+    peer_send(&peer, message, hdr.msg_size, fds, nr_fds);
+}
+
+static void write_config(int capability, size_t offset, uint16_t value)
+{
+    struct { struct vfio_user_region_access access; uint8_t data[sizeof(value)]; } write = {
+        .access = {
+            .offset = vfu_pci_find_capability(device.ctx, true, capability) + offset,
+            .region = VFU_PCI_DEV_CFG_REGION_IDX,
+            .count = sizeof(value),
+        },
+    };
+
+    memcpy(write.data, &value, sizeof(value));
+    send_message(VFIO_USER_REGION_WRITE, 0, &write, sizeof(write.access) + sizeof(value), NULL, 0);
+}
+
+/* What a guest's driver and its VMM do first; a device without the extension refuses it. */
+static void switch_on(void)
+{
+    const struct vfio_user_dma_map map = {
+        .argsz = sizeof(map),
+        .flags = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE,
+        .size = FILE_SIZE,
+    };
+
+    send_message(VFIO_USER_DMA_MAP, VFIO_USER_F_TRANSLATED, &map, sizeof(map), files, 1);
+    write_config(PCI_EXT_CAP_ID_PASID, offsetof(struct pasidcap, pasidctl), 7);
+    write_config(PCI_EXT_CAP_ID_ATS, offsetof(struct atscap, atsctl), 0x8000);
+    write_config(PCI_EXT_CAP_ID_PRI, 0xc, 32);
+    write_config(PCI_EXT_CAP_ID_PRI, 4, 1);
+}
+
+static void connect_client(uint8_t choice)
+{
+    const uint8_t proposal = choice & 0x7f;
     const char *text = proposals[proposal % (sizeof(proposals) / sizeof(proposals[0]))];
 
     if (newcomer != -1) {
@@ -154,6 +201,9 @@ static void connect_client(uint8_t proposal)
     newcomer = peer_connect(&peer);
     if (text != NULL) {
         send_version(text);
+    }
+    if (choice & 0x80) {
+        switch_on();
     }
 }
 
