@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Resets of every kind and lost clients under load, and power cuts (7.3, 6.8)."""
 
+import ctypes
+import os
 import random
 
 import pytest
 
 from vfiouser.nvme import Namespace, Nvme, pattern
-from vfiouser.nvme_spec import (CC, CNS_CONTROLLER, CSTS_RDY, FUA, IO_FLUSH, IO_READ, IO_WRITE, SUCCESS)
+from vfiouser.nvme_spec import (ADMIN_SET_FEATURES, CC, CC_SHN_NORMAL, CNS_CONTROLLER, CSTS_RDY,
+                                CSTS_SHST_DONE, CSTS_SHST_MASK, FEAT_WRITE_CACHE, FUA, IO_FLUSH,
+                                IO_READ, IO_WRITE, SUCCESS)
 from vfiouser.wire import CONFIG
 
 SIZE = 32 << 10
@@ -192,3 +196,59 @@ def test_bytes_of_a_flushed_write_are_in_the_file(start_nvme, tmp_path):
     completion = disk.sq.run(IO_FLUSH, nsid=1)
     assert completion.status == SUCCESS
     assert path.read_bytes()[512:512 + 8192] == pattern(8192, 5)
+
+
+# Durable means on the disk: the kernel tells which pages of a file are not.
+
+SYS_CACHESTAT = 451
+
+
+def unwritten_pages(path):
+    """Pages of the file that are dirty or being written (cachestat(2)); None: it cannot be told."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    span, stat = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    with open(path, "rb") as file:
+        if libc.syscall(SYS_CACHESTAT, file.fileno(), span, stat, 0) != 0:
+            return None
+    return stat[1] + stat[2]
+
+
+@pytest.fixture
+def cached_disk(start_nvme, tmp_path):
+    """A namespace whose file tells what it has not written yet."""
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    if unwritten_pages(path) != 0:
+        pytest.skip("neither kernel nor file system say what is written")
+    nvme = Nvme(start_nvme("--namespace", f"file={path}").client())
+    disk = Namespace(nvme, nvme.start_io())
+    disk.path = path
+    return disk
+
+
+def test_fua_is_durable(cached_disk):
+    cached_disk.write(8, pattern(8192, 6), cdw12=FUA | 15)
+    assert unwritten_pages(cached_disk.path) == 0
+
+
+def test_flush_makes_durable(cached_disk):
+    for i in range(8):
+        cached_disk.write(8 * i, pattern(4096, 7))
+    cached_disk.sq.ok(IO_FLUSH, nsid=1)
+    assert unwritten_pages(cached_disk.path) == 0
+
+
+def test_without_write_cache_every_write_is_durable(cached_disk):
+    cached_disk.nvme.admin.ok(ADMIN_SET_FEATURES, cdw10=FEAT_WRITE_CACHE, cdw11=0)
+    cached_disk.write(8, pattern(8192, 8))
+    assert unwritten_pages(cached_disk.path) == 0
+
+
+def test_shutdown_makes_durable(cached_disk):
+    nvme = cached_disk.nvme
+    cached_disk.write(8, pattern(8192, 9))
+    nvme.write(CC, nvme.read(CC) | CC_SHN_NORMAL)
+    nvme.poll(lambda: nvme.csts & CSTS_SHST_MASK == CSTS_SHST_DONE, "the shutdown does not end")
+    assert unwritten_pages(cached_disk.path) == 0
