@@ -114,39 +114,47 @@ static void map_ram(struct driver *d, const struct ram *ram)
         .prot = PROT_READ | PROT_WRITE,
         .fd = ram->fd,
         .vaddr = ram->mem,
-        .translated = d->iommu != NULL,
     };
 
     check(d, "DMA_MAP", vfuc_dma_map(d->client, &memory));
 }
 
+/* Behind an IOMMU the RAM is its business. */
+static void attach(struct driver *d, const vfuc_options_t *options)
+{
+    if (d->iommu != NULL) {
+        check(d, "IOMMU", iommu_add_rams(d->iommu, d->rams));
+        d->client = vfuc_iommu_connect(d->iommu->iommu, d->socket_path, options);
+        return;
+    }
+    d->client = vfuc_connect(d->socket_path, options);
+    for (int kind = 0; d->client != NULL && kind < NR_RAMS; kind++) {
+        map_ram(d, &d->rams[kind]);
+    }
+}
+
 void driver_attach(struct driver *d)
 {
-    vfuc_options_t options = { .timeout_ms = (uint32_t)d->timeout_ms };
+    const vfuc_options_t options = { .timeout_ms = (uint32_t)d->timeout_ms };
 
     if (!driver_ok(d)) {
         return;
     }
-    if (d->iommu != NULL) {
-        iommu_propose(d->iommu, &options);
-    }
-    d->client = vfuc_connect(d->socket_path, &options);
+    attach(d, &options);
     if (d->client == NULL) {
         driver_fail(d, "cannot attach to %s: %s", d->socket_path, strerror(errno));
         return;
-    }
-    if (d->iommu != NULL) {
-        iommu_attach(d->iommu, d->client, d->rams);
-    }
-    for (int kind = 0; kind < NR_RAMS; kind++) {
-        map_ram(d, &d->rams[kind]);
     }
     driver_config_write(d, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
 void driver_detach(struct driver *d)
 {
-    vfuc_disconnect(d->client);
+    if (d->iommu != NULL) {
+        vfuc_iommu_disconnect(d->iommu->iommu);
+    } else {
+        vfuc_disconnect(d->client);
+    }
     d->client = NULL;
 }
 

@@ -169,10 +169,11 @@ int main(void)
         fprintf(stderr, "edu-demo: cannot find the server: %s\n", strerror(-err));
         return EXIT_FAILURE;
     }
-    iommu_init(&iommu);
     err = run(&demo, NULL);
-    err = err != 0 ? err : run(&demo, &iommu);
-    iommu_destroy(&iommu);
+    if (err == 0) {
+        err = iommu_init(&iommu) < 0 ? -errno : run(&demo, &iommu);
+        iommu_destroy(&iommu);
+    }
     if (err != 0 || demo.failed != 0) {
         printf("%u FAILED\n", demo.failed);
         return EXIT_FAILURE;
