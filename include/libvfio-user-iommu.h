@@ -140,6 +140,10 @@ struct vfu_dma_request {
      * For mappings that are kept: part of the memory is being taken away. The device stops using
      * it and calls vfu_dma_release(), from here or later; the client waits for that. Afterwards
      * it may resolve again. NULL for accesses that end by themselves.
+     *
+     * Runs on the control thread. To another thread that resolves or releases the request, it may
+     * come before done does, or just after the release: that thread looks for it when done has
+     * come, and does not free the request while the context serves clients.
      */
     void (*revoked)(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req);
 
