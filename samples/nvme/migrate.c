@@ -49,10 +49,12 @@ static int stop(struct nvme *nvme, struct migration *m)
         return 0;
     }
     fault = controller_load(nvme, m->data, m->size);
-    drop_data(m);
     if (fault == NULL) {
+        drop_data(m);
         return 0;
     }
+    /* Still resuming: another one may follow. */
+    m->size = 0;
     vfu_log(nvme->ctx, LOG_ERR, "the state from the other side cannot be taken: %s", fault);
     return -EINVAL;
 }
@@ -117,6 +119,13 @@ static ssize_t write_data(vfu_ctx_t *ctx, void *buf, uint64_t count)
     return (ssize_t)count;
 }
 
+void migration_reset(struct nvme *nvme)
+{
+    if (nvme->migration != NULL) {
+        drop_data(nvme->migration);
+    }
+}
+
 int migration_setup(struct nvme *nvme)
 {
     static const vfu_migration_callbacks_t callbacks = {
@@ -136,9 +145,7 @@ int migration_setup(struct nvme *nvme)
 
 void migration_destroy(struct nvme *nvme)
 {
-    if (nvme->migration != NULL) {
-        drop_data(nvme->migration);
-        free(nvme->migration);
-        nvme->migration = NULL;
-    }
+    migration_reset(nvme);
+    free(nvme->migration);
+    nvme->migration = NULL;
 }

@@ -72,6 +72,7 @@ struct interrupts {
 struct nvme {
     struct nvme_config config;
     vfu_ctx_t *ctx;
+    bool attached; /* a client is */
     int signal_fd;
     struct interrupts interrupts;
     struct doorbells *doorbells; /* the page of BAR 0 */
@@ -124,6 +125,8 @@ void interrupt_raise(struct nvme *nvme, uint32_t vector);
 
 /* migrate.c */
 int migration_setup(struct nvme *nvme);
+/* What has come or is to go is forgotten. */
+void migration_reset(struct nvme *nvme);
 void migration_destroy(struct nvme *nvme);
 
 /* server.c: -errno, after a line on standard error. */

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
 {
@@ -27,6 +28,7 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 
     vfu_log(ctx, LOG_INFO, "controller reset: %s", causes[type]);
     controller_reset(nvme);
+    migration_reset(nvme);
     /* As with VFIO, a client's reset keeps the configuration space. */
     if (type != VFU_RESET_DEVICE) {
         pci_reset(nvme);
@@ -130,6 +132,10 @@ int server_start(struct nvme *nvme)
 
 void server_stop(struct nvme *nvme)
 {
+    /* A client that owes us answers must not keep us waiting for them. */
+    if (nvme->attached) {
+        (void)shutdown(vfu_get_poll_fd(nvme->ctx), SHUT_RDWR);
+    }
     controller_reset(nvme);
     close_all(nvme);
 }
@@ -159,21 +165,20 @@ static int serve_client(struct nvme *nvme)
 int server_run(struct nvme *nvme)
 {
     struct pollfd fds[2] = { { .fd = nvme->signal_fd, .events = POLLIN }, { .events = POLLIN } };
-    bool attached = false;
     int err = 0;
 
     while (err == 0 && fds[0].revents == 0) {
         fds[1].fd = vfu_get_poll_fd(nvme->ctx);
         if (poll(fds, 2, vfu_next_timeout(nvme->ctx)) < 0) {
             err = errno == EINTR ? 0 : -errno;
-        } else if (attached) {
+        } else if (nvme->attached) {
             err = serve_client(nvme);
             if (err == -ENOTCONN) {
-                attached = false;
+                nvme->attached = false;
                 err = 0;
             }
         } else if (fds[1].revents != 0) {
-            attached = attach_client(nvme);
+            nvme->attached = attach_client(nvme);
         }
     }
     if (err != 0) {

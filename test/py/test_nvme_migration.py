@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A running NVMe controller goes from one process to another (vfio-user migration)."""
+
+import errno
+import random
+import struct
+
+import pytest
+
+from vfiouser import wire
+from vfiouser.client import VfioUserError
+from vfiouser.nvme import Namespace, Nvme, pattern
+from vfiouser.nvme_spec import (ADMIN_AER, ADMIN_GET_FEATURES, ADMIN_SET_FEATURES, CC, CSTS_RDY,
+                                IO_READ, IO_WRITE, SUCCESS)
+from vfiouser.wire import BAR0, FEAT_MIG_STATE, FEATURE_SET, Cmd
+
+STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY = 1, 2, 3, 4, 6
+TEMPERATURE = 0x04
+SIZE = 32 << 10
+BLOCKS = SIZE // 512
+
+
+def set_state(client, state):
+    client.feature(FEATURE_SET | FEAT_MIG_STATE,
+                   wire.FEATURE_MIG_STATE.pack(device_state=state, data_fd=0))
+
+
+def save(client, size=4096):
+    state = b""
+    while True:
+        payload = wire.MIG_DATA.pack(argsz=wire.MIG_DATA.size + size, size=size)
+        reply = client.request(Cmd.MIG_DATA_READ, payload).payload
+        count = wire.MIG_DATA.unpack(reply).size
+        if not count:
+            return state
+        state += reply[wire.MIG_DATA.size:][:count]
+
+
+def load(client, state, size=4000):
+    for at in range(0, len(state), size):
+        piece = state[at:at + size]
+        client.request(Cmd.MIG_DATA_WRITE, wire.MIG_DATA.pack(
+            argsz=wire.MIG_DATA.size + len(piece), size=len(piece)) + piece)
+
+
+def start_again(server):
+    """The migration state outlives clients; the controller is in reset."""
+    client = server.client()
+    set_state(client, RUNNING)
+    client.close()
+
+
+class Pair:
+    """Two servers of the same disk, of which the first has the guest."""
+
+    def __init__(self, start_nvme, path, threads=("2", "2")):
+        path.write_bytes(bytes(64 << 20))
+        self.servers = [start_nvme("--namespace", f"file={path}", "--threads", n) for n in threads]
+        self.nvme = Nvme(self.servers[0].client())
+
+    def move(self, before=lambda: None, pre_copy=False):
+        """The guest's memory stays where it is, and its driver notices nothing."""
+        nvme, source = self.nvme, self.nvme.client
+        self.servers.reverse()
+        target = self.servers[0].client()
+        set_state(target, RESUMING)
+        if pre_copy:
+            set_state(source, PRE_COPY)
+            assert not save(source)
+        before()
+        set_state(source, STOP_COPY)
+        state = save(source)
+        load(target, state)
+        target.memory, source.memory = source.memory, target.memory
+        target.dma_map(nvme.memory.slot)
+        nvme.client = target
+        nvme.enable_bus_master()
+        set_state(target, RUNNING)
+        source.close()
+        start_again(self.servers[1])
+        return state
+
+
+@pytest.fixture
+def pair(start_nvme, tmp_path):
+    return Pair(start_nvme, tmp_path / "disk")
+
+
+@pytest.mark.parametrize("pre_copy", [False, True])
+def test_there_and_back_under_load(pair, pre_copy):
+    nvme = pair.nvme
+    nvme.start_io(4)
+    addr = nvme.alloc(SIZE)
+    for turn in range(6):
+        data = [pattern(SIZE, 100 * turn + i) for i in range(40)]
+        pages = [nvme.put_data(part) for part in data]
+        cids = []
+
+        def submit():
+            for i, page in enumerate(pages):
+                sq = nvme.queues[1 + i % 4]
+                cids.append((sq, nvme.transfer(sq, IO_WRITE, i * BLOCKS, BLOCKS, page, SIZE)))
+
+        pair.move(submit, pre_copy)
+        for sq, cid in cids:
+            assert sq.wait(cid).status == SUCCESS
+        for i, part in enumerate(data):
+            sq = nvme.queues[1 + (i + turn) % 4]
+            cid = nvme.transfer(sq, IO_READ, i * BLOCKS, BLOCKS, addr, SIZE)
+            assert sq.wait(cid).status == SUCCESS
+            assert nvme.memory.read(addr, SIZE) == part
+        nvme.memory.next = pages[0]
+
+
+def test_what_the_driver_has_set_stays(pair):
+    nvme = pair.nvme
+    nvme.start_io()
+    nvme.admin.ok(ADMIN_SET_FEATURES, cdw10=TEMPERATURE, cdw11=350)
+    nvme.admin.ok(ADMIN_SET_FEATURES, cdw10=0x0B, cdw11=2)
+    event = nvme.admin.submit(ADMIN_AER)
+    pair.move()
+    assert nvme.csts & CSTS_RDY and nvme.read(CC) & 1
+    assert nvme.admin.ok(ADMIN_GET_FEATURES, cdw10=TEMPERATURE).result == 350
+    nvme.admin.ok(ADMIN_SET_FEATURES, cdw10=TEMPERATURE, cdw11=300)
+    assert nvme.admin.wait(event).result & 7 == 1, "the event of the temperature"
+    Namespace(nvme, nvme.queues[1]).write(0, pattern(4096))
+
+
+def test_fewer_threads_on_the_other_side(start_nvme, tmp_path):
+    pair = Pair(start_nvme, tmp_path / "disk", ("4", "1"))
+    pair.nvme.start_io(8)
+    for _ in range(3):
+        pair.move()
+        for sq in pair.nvme.queues.values():
+            disk = Namespace(pair.nvme, sq)
+            disk.write(8 * sq.qid, pattern(4096, sq.qid))
+            assert disk.read(8 * sq.qid, 4096) == pattern(4096, sq.qid)
+
+
+def test_a_controller_that_is_off(pair):
+    pair.move()
+    assert not pair.nvme.csts
+    Namespace(pair.nvme, pair.nvme.start_io()).write(0, pattern(4096))
+
+
+def test_stopped_and_on_again(nvme):
+    nvme.start_io(2)
+    addr = nvme.alloc(SIZE)
+    for _ in range(5):
+        cids = [(sq, nvme.transfer(sq, IO_READ, i * BLOCKS, BLOCKS, addr, SIZE))
+                for sq in nvme.queues.values() for i in range(50)]
+        set_state(nvme.client, STOP)
+        mark = pattern(SIZE, 0xFEED)
+        nvme.memory.write(addr, mark)
+        nvme.read(CC)
+        assert nvme.memory.read(addr, SIZE) == mark, "it moves while it is stopped"
+        set_state(nvme.client, RUNNING)
+        for sq, cid in cids:
+            assert sq.wait(cid).status == SUCCESS
+
+
+def test_client_lost_while_stopped(nvme_server, nvme):
+    nvme.start_io(2)
+    set_state(nvme.client, STOP_COPY)
+    nvme.client.close()
+    start_again(nvme_server)
+    again = Nvme(nvme_server.client())
+    Namespace(again, again.start_io()).write(0, pattern(4096))
+
+
+def test_states_that_are_none(start_nvme, tmp_path):
+    """Whatever is wrong in it is refused, or harmless: the device goes on."""
+    rng = random.Random(7)
+    pair = Pair(start_nvme, tmp_path / "disk")
+    pair.nvme.start_io(4)
+    pair.nvme.admin.submit(ADMIN_AER)
+    set_state(pair.nvme.client, STOP_COPY)
+    state = save(pair.nvme.client)
+    target = pair.servers[1].client()
+    for turn in range(300):
+        bad = bytearray(state)
+        for _ in range(rng.choice([1, 1, 4, 64])):
+            at = rng.randrange(0, len(bad) // 4 * 4, 4)
+            bad[at:at + 4] = struct.pack("<I", rng.choice(
+                [0, 1, 2, 0xFF, 0xFFFF, 0xFFFFFFFF, rng.getrandbits(32)]))
+        if turn % 10 == 0:
+            bad = bad[:rng.randrange(len(bad))]
+        set_state(target, RESUMING)
+        load(target, bytes(bad), 65536)
+        try:
+            set_state(target, RUNNING)
+        except VfioUserError as error:
+            assert error.errno == errno.EINVAL
+        target.read_int(BAR0, CC)
+    set_state(target, RESUMING)
+    with pytest.raises(VfioUserError):
+        for _ in range(100):
+            load(target, bytes(65536), 65536)
+    target.close()
+    pair.nvme.client.close()
+    for server in pair.servers:
+        start_again(server)
