@@ -85,7 +85,7 @@ class Chaos:
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.nvme_args("--namespace", "memory=64M", "--namespace", "memory=1M,block=4096")
 def test_chaos(nvme, share):
-    for seed in range(12 if share else 4):
+    for seed in range(40 if share else 4):
         if not share and nvme.memory.slot in nvme.client.memory.slots:
             nvme.client.dma_unmap(nvme.memory.slot.addr, nvme.memory.slot.size)
             nvme.client.dma_map(nvme.memory.slot, share=False)
