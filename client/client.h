@@ -5,12 +5,14 @@
  * Locking, in the order in which locks may be nested:
  *
  *   life_lock     one thread connects again or maps regions; held across waits
+ *   setup_lock    what is to be remembered is done and recorded (read), or done again (write);
+ *                 held across waits
  *   send_lock     keeps messages whole on their way out; held across a send
  *   lock          commands in flight, commands of the server, the state of the connection
  *   memory_lock   the table of memory; irq_lock the record of eventfds: nothing is taken inside
  *
- * No callback runs with a lock held, and nothing but life_lock is held across a wait for the
- * server: the receiver thread takes all the others.
+ * No callback runs with a lock held, and only the first two are held across a wait for the server:
+ * the receiver thread takes all the others.
  *
  * Each connection has a number of its own (epoch). What was begun on one is not sent on the next.
  */
@@ -84,6 +86,7 @@ struct vfuc {
 
     pthread_mutex_t life_lock;
     struct mapping_list mappings; /* life_lock */
+    pthread_rwlock_t setup_lock;
 
     pthread_mutex_t send_lock;
     pthread_mutex_t lock;
@@ -124,6 +127,11 @@ uint64_t client_now_ms(void);
 
 /* Is this the receiver thread, which must not wait? */
 bool client_on_receiver(struct vfuc *client);
+
+/* Around what a connection that is made again has to know: 0 or -EDEADLK. */
+int client_begin_setup(struct vfuc *client);
+/* r, as the public functions return it. */
+int client_end_setup(struct vfuc *client, int r);
 
 /* Ends a connection, and every command that somebody waits for. */
 void client_break(struct vfuc *client, uint64_t epoch);

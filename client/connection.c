@@ -279,7 +279,13 @@ static void set_timeouts(int fd, uint32_t ms)
 
 static void init_locks(struct vfuc *client)
 {
+    pthread_rwlockattr_t prefer_writer;
     pthread_condattr_t attr;
+
+    pthread_rwlockattr_init(&prefer_writer);
+    pthread_rwlockattr_setkind_np(&prefer_writer, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&client->setup_lock, &prefer_writer);
+    pthread_rwlockattr_destroy(&prefer_writer);
 
     pthread_mutex_init(&client->life_lock, NULL);
     pthread_mutex_init(&client->send_lock, NULL);
@@ -342,6 +348,7 @@ static void free_client(struct vfuc *client)
     pthread_mutex_destroy(&client->memory_lock);
     pthread_mutex_destroy(&client->lock);
     pthread_mutex_destroy(&client->send_lock);
+    pthread_rwlock_destroy(&client->setup_lock);
     pthread_mutex_destroy(&client->life_lock);
     free(client->path);
     free(client->buf);
@@ -444,6 +451,21 @@ vfuc_t *vfuc_connect(const char *path, const vfuc_options_t *options)
 
 /* Connecting again */
 
+int client_begin_setup(struct vfuc *client)
+{
+    if (client_on_receiver(client)) {
+        return -EDEADLK;
+    }
+    pthread_rwlock_rdlock(&client->setup_lock);
+    return 0;
+}
+
+int client_end_setup(struct vfuc *client, int r)
+{
+    pthread_rwlock_unlock(&client->setup_lock);
+    return (int)client_result(r);
+}
+
 static bool same_iommu(const vfuc_iommu_proposal_t *a, const vfuc_iommu_proposal_t *b)
 {
     return a->pasid_bits == b->pasid_bits && a->pasid_exec == b->pasid_exec &&
@@ -473,8 +495,10 @@ static int restore(struct vfuc *client, const vfuc_agreed_t *before)
         client_log(client, "the server that came back agreed to another IOMMU than before");
         return -ESTALE;
     }
+    pthread_rwlock_wrlock(&client->setup_lock);
     err = restore_memory(client);
     err = err < 0 ? err : client_restore_irqs(client);
+    pthread_rwlock_unlock(&client->setup_lock);
     return err < 0 ? err : client_restore_mappings(client);
 }
 

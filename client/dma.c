@@ -51,24 +51,34 @@ int client_send_map(struct vfuc *client, const vfuc_memory_t *memory)
     return r < 0 ? (int)r : 0;
 }
 
-int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
+static bool wraps(const vfuc_memory_t *memory)
 {
-    int known, err;
+    return memory->size == 0 || memory->size - 1 > UINT64_MAX - memory->iova;
+}
 
-    if (memory->size == 0 || memory->size - 1 > UINT64_MAX - memory->iova ||
-        (memory->fd == -1 && memory->vaddr == NULL)) {
-        return (int)client_result(-EINVAL);
-    }
-    /* Before the server knows it: the device may ask for it at once. */
-    known = client_remember(client, memory);
+/* It is known here before the server knows it: the device may ask for it at once. */
+static int map(struct vfuc *client, const vfuc_memory_t *memory)
+{
+    int known = client_remember(client, memory), err;
+
     if (known < 0) {
-        return (int)client_result(known);
+        return known;
     }
     err = client_send_map(client, memory);
     if (err < 0 && known == 0) {
         client_forget(client, memory, false);
     }
-    return (int)client_result(err);
+    return err;
+}
+
+int vfuc_dma_map(vfuc_t *client, const vfuc_memory_t *memory)
+{
+    int err = -EINVAL;
+
+    if (!wraps(memory) && (memory->fd != -1 || memory->vaddr != NULL)) {
+        err = client_begin_setup(client);
+    }
+    return err < 0 ? (int)client_result(err) : client_end_setup(client, map(client, memory));
 }
 
 /* What comes with an unmap when the dirty pages are asked for. */
@@ -123,12 +133,18 @@ static int unmap(struct vfuc *client, const vfuc_memory_t *range, bool all,
     return 0;
 }
 
+static int unmap_recorded(struct vfuc *client, const vfuc_memory_t *range, bool all,
+                          struct dirty_out *dirty)
+{
+    int err = wraps(range) ? -EINVAL : client_begin_setup(client);
+
+    return err < 0 ? (int)client_result(err)
+                   : client_end_setup(client, unmap(client, range, all, dirty));
+}
+
 int vfuc_dma_unmap(vfuc_t *client, const vfuc_memory_t *memory)
 {
-    if (memory->size == 0 || memory->size - 1 > UINT64_MAX - memory->iova) {
-        return (int)client_result(-EINVAL);
-    }
-    return (int)client_result(unmap(client, memory, false, NULL));
+    return unmap_recorded(client, memory, false, NULL);
 }
 
 int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t page_size,
@@ -139,21 +155,20 @@ int vfuc_dma_unmap_dirty(vfuc_t *client, const vfuc_memory_t *memory, uint64_t p
         .bits = bitmap,
     };
 
-    if (dirty.head.size == 0 || bitmap_size < dirty.head.size ||
-        memory->size - 1 > UINT64_MAX - memory->iova) {
+    if (dirty.head.size == 0 || bitmap_size < dirty.head.size) {
         return (int)client_result(-EINVAL);
     }
     if (dirty.head.size > CLIENT_MAX_DATA - sizeof(dirty.head)) {
         return (int)client_result(-EMSGSIZE);
     }
-    return (int)client_result(unmap(client, memory, false, &dirty));
+    return unmap_recorded(client, memory, false, &dirty);
 }
 
 int vfuc_dma_unmap_all(vfuc_t *client)
 {
     const vfuc_memory_t plain = { .size = 1 };
 
-    return (int)client_result(unmap(client, &plain, true, NULL));
+    return unmap_recorded(client, &plain, true, NULL);
 }
 
 uint64_t vfuc_dma_messages(vfuc_t *client)

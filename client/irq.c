@@ -152,25 +152,32 @@ static bool gone(int err)
     return err == 0 || err == -ENOTCONN || err == -ETIMEDOUT;
 }
 
+static int set_and_record(struct vfuc *client, uint32_t type, uint32_t start, uint32_t count,
+                          const int *eventfds)
+{
+    int err = set_eventfds(client, type, start, count, eventfds);
+
+    if (err == 0 || (eventfds == NULL && gone(err))) {
+        record_fds(client, type, start, count, eventfds);
+    }
+    return err;
+}
+
 int vfuc_irq_set_eventfds(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count,
                           const int *eventfds)
 {
     int err = prepare(client, type, start, count);
 
-    if (err == 0) {
-        err = set_eventfds(client, type, start, count, eventfds);
-        if (err == 0 || (eventfds == NULL && gone(err))) {
-            record_fds(client, type, start, count, eventfds);
-        }
-    }
-    return (int)client_result(err);
+    err = err < 0 ? err : client_begin_setup(client);
+    return err < 0 ? (int)client_result(err)
+                   : client_end_setup(client, set_and_record(client, type, start, count, eventfds));
 }
 
-int vfuc_irq_mask(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count, bool mask)
+static int mask_and_record(struct vfuc *client, uint32_t type, uint32_t start, uint32_t count,
+                           bool mask)
 {
-    int err = prepare(client, type, start, count);
+    int err = set_mask(client, type, start, count, mask);
 
-    err = err < 0 ? err : set_mask(client, type, start, count, mask);
     if (err == 0) {
         pthread_mutex_lock(&client->irq_lock);
         for (uint32_t i = 0; i < count && start + i < client->irqs[type].count; i++) {
@@ -178,10 +185,19 @@ int vfuc_irq_mask(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count,
         }
         pthread_mutex_unlock(&client->irq_lock);
     }
-    return (int)client_result(err);
+    return err;
 }
 
-int vfuc_irq_disable(vfuc_t *client, uint32_t type)
+int vfuc_irq_mask(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count, bool mask)
+{
+    int err = prepare(client, type, start, count);
+
+    err = err < 0 ? err : client_begin_setup(client);
+    return err < 0 ? (int)client_result(err)
+                   : client_end_setup(client, mask_and_record(client, type, start, count, mask));
+}
+
+static int disable_and_record(struct vfuc *client, uint32_t type)
 {
     int err = set_irqs(client, type, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0,
                        NULL);
@@ -191,7 +207,15 @@ int vfuc_irq_disable(vfuc_t *client, uint32_t type)
         free_record(&client->irqs[type]);
         pthread_mutex_unlock(&client->irq_lock);
     }
-    return (int)client_result(err);
+    return err;
+}
+
+int vfuc_irq_disable(vfuc_t *client, uint32_t type)
+{
+    int err = client_begin_setup(client);
+
+    return err < 0 ? (int)client_result(err)
+                   : client_end_setup(client, disable_and_record(client, type));
 }
 
 /* The length of the run of interrupts from i on that are alike. */

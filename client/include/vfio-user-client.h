@@ -102,8 +102,8 @@ void vfuc_disconnect(vfuc_t *client);
  * regions are mapped again at their addresses. Descriptors in use must still be open. What the
  * device holds (its registers, migration state, page logging) is the caller's matter.
  *
- * Commands of other threads get ENOTCONN until this has returned 0. What was to be unmapped or
- * taken away while there was no connection does not come back.
+ * Commands of other threads get ENOTCONN until this has returned 0; mappings and eventfds may wait
+ * for it. What was to be unmapped or taken away while there was no connection does not come back.
  *
  * ECONNREFUSED, ENOENT: the server is not there yet; try again. ESTALE: it agrees to another IOMMU
  * or has other areas to map than before: not the same device. Others as vfuc_connect(). After a

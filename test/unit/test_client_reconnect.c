@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -269,6 +270,87 @@ static void test_under_load(void **state)
     assert_int_equal(f->wrong, 0);
 }
 
+/* What a call has said of a mapping is so, whenever the connection went. */
+#define SLOTS 8
+#define MAPPERS 4
+
+struct mapper {
+    struct fixture *f;
+    uint64_t iova;
+    uint8_t *bytes;
+    bool there[SLOTS]; /* what the calls said */
+};
+
+static void *keep_mapping(void *arg)
+{
+    struct mapper *mapper = arg;
+    unsigned slot = 0;
+
+    while (!mapper->f->stop) {
+        const vfuc_memory_t memory = {
+            .iova = mapper->iova + slot * PAGE,
+            .size = PAGE,
+            .prot = PROT_WRITE,
+            .fd = -1,
+            .vaddr = mapper->bytes,
+        };
+
+        if (mapper->there[slot]) {
+            bool gone = vfuc_dma_unmap(mapper->f->client, &memory) == 0 || errno == ENOTCONN;
+
+            mapper->there[slot] = !gone;
+            mapper->f->wrong += !gone;
+        } else if (vfuc_dma_map(mapper->f->client, &memory) == 0) {
+            mapper->there[slot] = true;
+        } else {
+            mapper->f->wrong += errno != ENOTCONN;
+        }
+        mapper->f->reads++;
+        slot = (slot + 1) % SLOTS;
+    }
+    return NULL;
+}
+
+static void check_mapper(const struct mapper *mapper)
+{
+    for (unsigned slot = 0; slot < SLOTS; slot++) {
+        assert_int_equal(device_do(mapper->f->client, DEVICE_FILL_BY_MESSAGE,
+                                   mapper->iova + slot * PAGE, PAGE),
+                         mapper->there[slot] ? 0 : ENOENT);
+    }
+}
+
+static void test_mapping_meanwhile(void **state)
+{
+    struct fixture *f = *state;
+    struct mapper mappers[MAPPERS];
+    pthread_t threads[MAPPERS];
+    uint8_t *bytes = calloc(1, PAGE);
+
+    assert_non_null(bytes);
+    for (uint64_t i = 0; i < MAPPERS; i++) {
+        mappers[i] = (struct mapper){ .f = f, .iova = IOVA + i * 0x100000, .bytes = bytes };
+        assert_int_equal(pthread_create(&threads[i], NULL, keep_mapping, &mappers[i]), 0);
+    }
+    for (int i = 0; i < 150; i++) {
+        unsigned before = f->reads;
+
+        assert_int_equal(vfuc_reconnect(f->client), 0);
+        while (f->reads < before + 5) {
+            sched_yield();
+        }
+    }
+    f->stop = true;
+    for (int i = 0; i < MAPPERS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    assert_int_equal(f->wrong, 0);
+    for (int i = 0; i < MAPPERS; i++) {
+        check_mapper(&mappers[i]);
+    }
+    free(bytes);
+}
+
 /* One file, many mappings, some of them gone again. */
 static void test_many_mappings(void **state)
 {
@@ -304,6 +386,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_another_device, setup, teardown),
         cmocka_unit_test_setup_teardown(test_again_and_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_under_load, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_mapping_meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(test_many_mappings, setup, teardown),
     };
 
