@@ -90,7 +90,11 @@ typedef struct vfuc_iommu_fault {
 typedef struct vfuc_iommu_options {
     enum vfuc_iommu_mode mode;
     unsigned address_bits;         /* of an IOVA, 30 to 57; 0: 48 */
-    uint32_t invalidate_timeout_ms; /* without any completion; 0: 10000 */
+    /*
+     * Without any completion; 0: 5000. When the client's own timeout is shorter, the connection
+     * ends instead, which isolates the device too.
+     */
+    uint32_t invalidate_timeout_ms;
     /* Neighbouring leaves are handed out as one up to this many bytes, a power of 2; 0: 2 MiB. */
     uint64_t max_merge;
     /* Of vfuc_iommu_connect() when its options propose nothing; 0: all there is. */
@@ -117,7 +121,8 @@ void vfuc_iommu_destroy(vfuc_iommu_t *iommu);
  * vfuc_connect() to a device that is to be behind this IOMMU: proposes the extension, and makes
  * the device see memory, domains and mappings as they are. One device at a time.
  *
- * The client is owned by the IOMMU: vfuc_iommu_disconnect() frees it, not vfuc_disconnect().
+ * The client is owned by the IOMMU: vfuc_iommu_disconnect() frees it, not vfuc_disconnect(), and
+ * vfuc_iommu_reconnect() takes the place of vfuc_reconnect().
  *
  * NULL and errno: as vfuc_connect(). EBUSY: there is a device. ENOTSUP: the mode is ATS, and the
  * server does not have it. Any other: what the server answered to the first mappings.
@@ -129,6 +134,12 @@ vfuc_t *vfuc_iommu_connect(vfuc_iommu_t *iommu, const char *path, const vfuc_opt
  * the next device. Not from a callback.
  */
 void vfuc_iommu_disconnect(vfuc_iommu_t *iommu);
+
+/*
+ * vfuc_reconnect(), and the server finds everything as the tables say. Isolation ends with the old
+ * connection. ENOTCONN: there was no device. Others as vfuc_reconnect().
+ */
+int vfuc_iommu_reconnect(vfuc_iommu_t *iommu);
 
 /* What it is with the device that is there; what was asked for as long as there is none. */
 enum vfuc_iommu_mode vfuc_iommu_mode(vfuc_iommu_t *iommu);

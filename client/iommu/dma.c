@@ -124,9 +124,10 @@ int serve_dma(struct message *msg)
         memcpy(&t.access, msg->payload, head);
     }
     /* What is read takes the place of what came; the receiver's buffer is larger than both. */
-    if (msg->len < head || t.access.count > msg->client->options.max_data_xfer_size ||
+    if (msg->len < head || t.access.count == 0 ||
+        t.access.count > msg->client->options.max_data_xfer_size ||
         msg->len != head + (t.write ? t.access.count : 0) ||
-        (t.access.count > 0 && t.access.count - 1 > UINT64_MAX - t.access.addr)) {
+        t.access.count - 1 > UINT64_MAX - t.access.addr) {
         return message_refuse(msg, EINVAL, "is malformed");
     }
     t.data = msg->payload + head;

@@ -156,8 +156,8 @@ static int finish(struct vfuc_iommu *iommu, struct batch *batch, int err)
     if (batch->error == ENOTCONN) {
         return -ENOTCONN;
     }
-    iommu_isolate(iommu, "it refused an invalidation");
-    return -EPROTO;
+    iommu_isolate(iommu, "it did not complete an invalidation");
+    return batch->error == ETIMEDOUT ? -ETIMEDOUT : -EPROTO;
 }
 
 /* Lock held. Of each space that shows the change: the range, or all of it through a stage 1. */
@@ -185,14 +185,15 @@ static int start_change(struct vfuc_iommu *iommu, const struct change *change, s
 
 static int change_shadows(struct vfuc_iommu *iommu, const struct change *changes, size_t nr)
 {
-    int err = 0;
+    int result = 0, err;
 
     iommu_take_turn(iommu);
-    for (size_t i = 0; i < nr && err == 0; i++) {
+    for (size_t i = 0; i < nr; i++) {
         err = shadow_refresh_domain(iommu, changes[i].domain, changes[i].first, changes[i].last);
+        result = result < 0 ? result : err;
     }
     iommu_end_turn(iommu);
-    return err;
+    return result;
 }
 
 int changes_tell(struct vfuc_iommu *iommu, const struct change *changes, size_t nr)

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define DEFAULT_ADDRESS_BITS 48
-#define DEFAULT_TIMEOUT_MS 10000
+#define DEFAULT_TIMEOUT_MS 5000
 #define DEFAULT_MERGE (UINT64_C(2) << 20)
 /* Requests are kept one by one: this many pages, whatever was proposed. */
 #define MAX_PAGE_REQUESTS 65536u
@@ -52,12 +52,12 @@ int iommu_grow(void **array, size_t *max, size_t nr, size_t size)
 
 int iommu_may_wait(struct vfuc_iommu *iommu)
 {
-    bool receiver;
+    struct vfuc *client;
 
     pthread_mutex_lock(&iommu->lock);
-    receiver = iommu->receiver_known && pthread_equal(iommu->receiver, pthread_self());
+    client = iommu->client;
     pthread_mutex_unlock(&iommu->lock);
-    return receiver ? -EDEADLK : 0;
+    return client != NULL && client_on_receiver(client) ? -EDEADLK : 0;
 }
 
 void iommu_take_turn(struct vfuc_iommu *iommu)
@@ -292,13 +292,25 @@ static void meet_client(struct vfuc_iommu *iommu, struct vfuc *client)
     }
 }
 
-void iommu_meet(struct vfuc_iommu *iommu, struct vfuc *client)
+enum client_state iommu_meet(struct vfuc_iommu *iommu, struct vfuc *client)
 {
+    enum client_state state;
+    uint64_t epoch;
+
+    pthread_mutex_lock(&client->lock);
+    state = client->state;
+    epoch = client->epoch;
+    pthread_mutex_unlock(&client->lock);
+
     pthread_mutex_lock(&iommu->lock);
     meet_client(iommu, client);
-    iommu->receiver = pthread_self();
-    iommu->receiver_known = true;
+    if (iommu->epoch != epoch) {
+        /* Another connection: the server has forgotten what it asked for. */
+        page_requests_forget(iommu);
+        iommu->epoch = epoch;
+    }
     pthread_mutex_unlock(&iommu->lock);
+    return state;
 }
 
 static int bring_up(struct vfuc_iommu *iommu, struct vfuc *client)
@@ -358,11 +370,55 @@ vfuc_t *vfuc_iommu_connect(vfuc_iommu_t *iommu, const char *path, const vfuc_opt
     return client;
 }
 
+/* Connecting again */
+
+static void lift_isolation(struct vfuc_iommu *iommu)
+{
+    pthread_mutex_lock(&iommu->lock);
+    iommu->isolated = false;
+    pthread_mutex_unlock(&iommu->lock);
+}
+
+static int reconnect(struct vfuc_iommu *iommu, struct vfuc *client, bool shadowed)
+{
+    int err;
+
+    /* What is not true any more shall not come back with the connection. */
+    if (shadowed) {
+        lift_isolation(iommu);
+        shadow_refresh_all(iommu);
+    }
+    err = vfuc_reconnect(client) < 0 ? -errno : 0;
+    if (err == 0) {
+        lift_isolation(iommu);
+        err = shadowed ? shadow_refresh_all(iommu) : 0;
+    }
+    return err;
+}
+
+int vfuc_iommu_reconnect(vfuc_iommu_t *iommu)
+{
+    struct vfuc *client;
+    bool shadowed;
+    int err = iommu_may_wait(iommu);
+
+    if (err < 0) {
+        return iommu_result(err);
+    }
+    iommu_take_turn(iommu);
+    pthread_mutex_lock(&iommu->lock);
+    client = iommu->client;
+    shadowed = iommu_active_mode(iommu) == VFUC_IOMMU_SHADOW;
+    pthread_mutex_unlock(&iommu->lock);
+    err = client != NULL ? reconnect(iommu, client, shadowed) : -ENOTCONN;
+    iommu_end_turn(iommu);
+    return iommu_result(err);
+}
+
 /* Turn held: what the last device knew is not known to the next. */
 static void forget_device(struct vfuc_iommu *iommu)
 {
     iommu->client = NULL;
-    iommu->receiver_known = false;
     memset(&iommu->agreed, 0, sizeof(iommu->agreed));
     page_requests_forget(iommu);
     for (size_t i = 0; i < iommu->nr_attached; i++) {

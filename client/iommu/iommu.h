@@ -129,8 +129,7 @@ struct vfuc_iommu {
     enum vfuc_iommu_mode mode;
     unsigned unit_shift; /* what the guest has set */
     bool isolated;
-    pthread_t receiver;
-    bool receiver_known;
+    uint64_t epoch; /* of the connection */
 
     struct memory *memory; /* sorted by address */
     size_t nr_memory, max_memory;
@@ -158,8 +157,8 @@ int iommu_result(int err);
 int iommu_may_wait(struct vfuc_iommu *iommu);
 void iommu_take_turn(struct vfuc_iommu *iommu);
 void iommu_end_turn(struct vfuc_iommu *iommu);
-/* The receiver thread has something of this client. */
-void iommu_meet(struct vfuc_iommu *iommu, struct vfuc *client);
+/* The receiver thread has something of this client, whose connection is in the state returned. */
+enum client_state iommu_meet(struct vfuc_iommu *iommu, struct vfuc *client);
 /* Lock held: the mode that the device is in, NONE for no device too. */
 enum vfuc_iommu_mode iommu_active_mode(const struct vfuc_iommu *iommu);
 uint64_t iommu_unit_size(const struct vfuc_iommu *iommu);
@@ -243,6 +242,7 @@ struct message {
     struct vfuc_iommu *iommu;
     struct vfuc *client;
     const struct vfio_user_header *hdr;
+    bool restoring; /* the server does not know all memory yet */
     struct space_of space;
     uint8_t *payload; /* behind the prefix; with room behind a DMA_READ for its data */
     size_t len;

@@ -95,7 +95,7 @@ bool iommu_command(struct vfuc_unit *unit, struct vfuc *client, const struct vfi
     const struct kind *kind = NULL;
     int error;
 
-    iommu_meet(iommu, client);
+    msg.restoring = iommu_meet(iommu, client) == CLIENT_RESTORING;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
         if (kinds[i].cmd == hdr->cmd) {
             kind = &kinds[i];

@@ -105,9 +105,11 @@ static vfuc_memory_t wire_mapping(const struct attachment *attachment, const str
 static int take_out(struct vfuc_iommu *iommu, struct attachment *attachment, size_t at)
 {
     const vfuc_memory_t m = wire_mapping(attachment, &attachment->shadows[at], NULL);
+    int err = vfuc_dma_unmap(iommu->client, &m) < 0 ? iommu_kept(iommu, -errno) : 0;
 
-    if (vfuc_dma_unmap(iommu->client, &m) < 0) {
-        return iommu_kept(iommu, -errno);
+    /* A connection that has ended took the mapping along. */
+    if (err < 0 && err != -ENOTCONN && err != -ETIMEDOUT) {
+        return err;
     }
     attachment->nr_shadows--;
     memmove(&attachment->shadows[at], &attachment->shadows[at + 1],
@@ -115,7 +117,7 @@ static int take_out(struct vfuc_iommu *iommu, struct attachment *attachment, siz
     pthread_mutex_lock(&iommu->lock);
     iommu->stats.shadow_unmaps++;
     pthread_mutex_unlock(&iommu->lock);
-    return 0;
+    return err;
 }
 
 static int put_in(struct vfuc_iommu *iommu, struct attachment *attachment,
@@ -141,15 +143,20 @@ static int put_in(struct vfuc_iommu *iommu, struct attachment *attachment,
     return 0;
 }
 
-/* What is not true any more goes. The range grows to all of what was taken out. */
+/*
+ * What is not true any more goes, also when the device has kept something else. The range grows to
+ * all of what was taken out.
+ */
 static int remove_wrong(struct vfuc_iommu *iommu, struct attachment *attachment, uint64_t *first,
                         uint64_t *last)
 {
     size_t i = position(attachment, *first);
     uint64_t end = *last;
+    int result = 0;
 
     while (i < attachment->nr_shadows && attachment->shadows[i].first <= end) {
         const struct shadow shadow = attachment->shadows[i];
+        size_t before = attachment->nr_shadows;
         bool keep;
         int err;
 
@@ -161,13 +168,12 @@ static int remove_wrong(struct vfuc_iommu *iommu, struct attachment *attachment,
             continue;
         }
         err = take_out(iommu, attachment, i);
-        if (err < 0) {
-            return err;
-        }
+        result = result < 0 ? result : err;
+        i += attachment->nr_shadows == before;
         *first = shadow.first < *first ? shadow.first : *first;
         *last = shadow.last > *last ? shadow.last : *last;
     }
-    return 0;
+    return result;
 }
 
 /* What is not there yet comes. */
@@ -216,21 +222,21 @@ int shadow_refresh_domain(struct vfuc_iommu *iommu, const struct vfuc_iommu_doma
 {
     struct attachment *attachment;
     uint64_t cursor = 0;
-    int err = 0;
+    int result = 0, err;
 
-    while (err == 0) {
-        bool whole = false;
+    for (;;) {
+        bool whole;
 
         pthread_mutex_lock(&iommu->lock);
         attachment = attachment_next(iommu, domain, &cursor);
         whole = attachment != NULL && attachment->domain != domain;
         pthread_mutex_unlock(&iommu->lock);
         if (attachment == NULL) {
-            break;
+            return result;
         }
         err = shadow_refresh(iommu, attachment, whole ? 0 : first, whole ? UINT64_MAX : last);
+        result = result < 0 ? result : err;
     }
-    return err;
 }
 
 int shadow_refresh_all(struct vfuc_iommu *iommu)

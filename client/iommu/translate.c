@@ -176,7 +176,7 @@ int serve_translate(struct message *msg)
     if (error != 0) {
         return message_refuse(msg, error, "is malformed");
     }
-    if (vfuc_iommu_isolated(msg->iommu)) {
+    if (msg->restoring || vfuc_iommu_isolated(msg->iommu)) {
         return EIO;
     }
     fill(&query, &answer);

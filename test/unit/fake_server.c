@@ -134,28 +134,20 @@ static bool negotiate(struct fake_server *s)
     return true;
 }
 
-static void *serve(void *arg)
+static void serve_connection(struct fake_server *s)
 {
-    struct fake_server *s = arg;
     struct vfio_user_header hdr;
     uint8_t payload[FAKE_MAX_PAYLOAD];
-    int fd = accept(s->listener, NULL, NULL);
 
-    pthread_mutex_lock(&s->lock);
-    s->fd = fd;
-    pthread_mutex_unlock(&s->lock);
-    if (fd == -1 || !negotiate(s)) {
-        return NULL;
-    }
     for (;;) {
         size_t nr_fds = 0, len;
 
         if (!receive(s, &hdr, sizeof(hdr), &nr_fds)) {
-            return NULL;
+            return;
         }
         len = hdr.msg_size - sizeof(hdr);
         if (len > sizeof(payload) || !receive(s, payload, len, &nr_fds)) {
-            return NULL;
+            return;
         }
         if ((hdr.flags & VFIO_USER_F_TYPE_MASK) == VFIO_USER_F_TYPE_REPLY) {
             note_reply(s, &hdr, payload, len);
@@ -163,6 +155,27 @@ static void *serve(void *arg)
             note_command(s, &hdr, payload, len, nr_fds);
         }
     }
+}
+
+/* One connection after the other, until nobody listens any more. */
+static void *serve(void *arg)
+{
+    struct fake_server *s = arg;
+    int fd;
+
+    while ((fd = accept(s->listener, NULL, NULL)) != -1) {
+        pthread_mutex_lock(&s->lock);
+        s->fd = fd;
+        pthread_mutex_unlock(&s->lock);
+        if (negotiate(s)) {
+            serve_connection(s);
+        }
+        pthread_mutex_lock(&s->lock);
+        s->fd = -1;
+        close(fd);
+        pthread_mutex_unlock(&s->lock);
+    }
+    return NULL;
 }
 
 void fake_server_start(struct fake_server *s, const char *version)
@@ -199,9 +212,6 @@ void fake_server_stop(struct fake_server *s)
 {
     shutdown(s->listener, SHUT_RDWR);
     pthread_join(s->thread, NULL);
-    if (s->fd != -1) {
-        close(s->fd);
-    }
     close(s->listener);
     unlink(s->path);
     rmdir(s->dir);

@@ -55,7 +55,7 @@ struct fake_server {
 void fake_server_start(struct fake_server *s, const char *version);
 /* After the client has gone. */
 void fake_server_stop(struct fake_server *s);
-/* Hangs up. */
+/* Hangs up; the client may connect again. */
 void fake_server_hang_up(struct fake_server *s);
 
 /* Sends a command; prefix NULL: none. Returns its id. */

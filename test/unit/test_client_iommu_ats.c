@@ -360,7 +360,7 @@ static void test_untranslated_messages(void **state)
     assert_int_equal(dma_read(f, 0, ME, 3 * PAGE - 1, 2, &msg), EFAULT);
     assert_int_equal(dma_read(f, 0, ME, -1, 1, &msg), EFAULT);
     assert_int_equal(dma_read(f, 0, ME, -1, 2, &msg), EINVAL);
-    assert_int_equal(dma_read(f, 0, ME, 0, 0, &msg), 0);
+    assert_int_equal(dma_read(f, 0, ME, 0, 0, &msg), EINVAL);
     /* Another space is another space. */
     assert_int_equal(dma_read(f, 0, 0, 0, 16, &msg), EFAULT);
     assert_int_equal(vfuc_iommu_attach(f->iommu, 0, f->domain), 0);
@@ -605,6 +605,28 @@ static void test_hang_up(void **state)
     assert_false(vfuc_iommu_isolated(f->iommu));
 }
 
+/* The server that comes back has cached nothing. */
+static void test_reconnect(void **state)
+{
+    struct fixture *f = *state;
+    struct reply reply;
+
+    assert_int_equal(vfuc_iommu_map(f->domain, 0, RAM, 8 * PAGE, RW), 0);
+    fake_server_refuse(&f->server, INVALIDATE, EBUSY);
+    assert_fails(vfuc_iommu_unmap(f->domain, 0, PAGE), EPROTO);
+    fake_server_hang_up(&f->server);
+    fake_server_refuse(&f->server, 0, 0);
+    fake_server_clear(&f->server);
+    assert_int_equal(vfuc_iommu_reconnect(f->iommu), 0);
+    assert_false(vfuc_iommu_isolated(f->iommu));
+    assert_int_equal(fake_server_record(&f->server, VFIO_USER_DMA_MAP, 0).hdr.flags,
+                     VFIO_USER_F_TRANSLATED);
+    assert_int_equal(ask(f, 0, 2 * PAGE, &reply), 0);
+    assert_entry(&reply, 0, 0, 0, PAGE, 0);
+    assert_entry(&reply, 1, PAGE, RAM + PAGE, PAGE, RW);
+    assert_int_equal(vfuc_iommu_unmap(f->domain, PAGE, PAGE), 0);
+}
+
 /* Memory comes and goes: DMA-2 */
 static void test_memory(void **state)
 {
@@ -708,6 +730,7 @@ int main(void)
         cmocka_unit_test(test_isolation),
         CASE(test_refused_invalidation),
         CASE(test_hang_up),
+        CASE(test_reconnect),
         CASE(test_memory),
         cmocka_unit_test(test_modes),
     };

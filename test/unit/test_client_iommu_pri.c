@@ -353,6 +353,21 @@ static void test_nobody_cares(void **state)
     fixture_end(&f);
 }
 
+/* Requests do not outlive their connection. */
+static void test_reconnect(void **state)
+{
+    struct fixture *f = *state;
+    vfuc_iommu_fault_t fault;
+
+    ask_pages(f, 0, LAST, 0, 16);
+    fault = wait_fault(0);
+    fake_server_hang_up(&f->server);
+    assert_int_equal(vfuc_iommu_reconnect(f->iommu), 0);
+    answer_with(SUCCESS);
+    assert_int_equal(response(f, ask_pages(f, 1, LAST, 0, 16), 1), SUCCESS);
+    assert_fails(vfuc_iommu_page_response(f->iommu, fault.id, SUCCESS), ENOENT);
+}
+
 static void test_disconnect(void **state)
 {
     struct fixture *f = *state;
@@ -418,6 +433,7 @@ int main(void)
         CASE(test_stop_marker),
         CASE(test_calls_from_callback),
         cmocka_unit_test(test_nobody_cares),
+        CASE(test_reconnect),
         CASE(test_disconnect),
         CASE(test_process),
     };

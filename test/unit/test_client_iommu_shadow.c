@@ -242,6 +242,40 @@ static void test_next_device(void **state)
     assert_map(f, 0, ME, PAGE, 8 * PAGE, PAGE, R);
 }
 
+/* What changed while there was no connection is so in the next one. */
+static void test_reconnect(void **state)
+{
+    struct fixture *f = *state;
+    vfuc_iommu_domain_t *s2 = vfuc_iommu_domain_create(f->iommu);
+
+    assert_int_equal(vfuc_iommu_map(s2, 0, RAM, 8 * PAGE, RW), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, 0, RAM, 8 * PAGE, RW), 0);
+    assert_int_equal(vfuc_iommu_map(f->domain, MIB2, RAM + MIB2, PAGE, R), 0);
+    fake_server_hang_up(&f->server);
+    assert_fails(vfuc_iommu_unmap(f->domain, 2 * PAGE, PAGE), ENOTCONN);
+    assert_fails(vfuc_iommu_map(f->domain, GIB, RAM, PAGE, RW), ENOTCONN);
+    fake_server_clear(&f->server);
+    assert_int_equal(vfuc_iommu_reconnect(f->iommu), 0);
+    assert_counts(f, 3, 0);
+    assert_map(f, 0, ME, MIB2, MIB2, PAGE, R);
+    assert_map(f, 1, ME, 0, 0, 2 * PAGE, RW);
+    assert_map(f, 2, ME, 3 * PAGE, 3 * PAGE, 5 * PAGE, RW);
+    /* One that has not let go is told of nothing, and forgets everything. */
+    fake_server_refuse(&f->server, UNMAP, ENOENT);
+    assert_fails(vfuc_iommu_unmap(f->domain, MIB2, PAGE), EPROTO);
+    assert_fails(vfuc_iommu_unmap(f->domain, 0, PAGE), EIO);
+    fake_server_hang_up(&f->server);
+    fake_server_refuse(&f->server, 0, 0);
+    fake_server_clear(&f->server);
+    assert_int_equal(vfuc_iommu_reconnect(f->iommu), 0);
+    assert_false(vfuc_iommu_isolated(f->iommu));
+    assert_counts(f, 2, 0);
+    assert_map(f, 0, ME, 3 * PAGE, 3 * PAGE, 5 * PAGE, RW);
+    assert_map(f, 1, ME, PAGE, PAGE, PAGE, RW);
+    assert_int_equal(vfuc_iommu_unmap(f->domain, 0, 8 * PAGE), 0);
+    assert_counts(f, 2, 2);
+}
+
 /*
  * Composition: the tables change at random, and what the server was told is kept in a book of its
  * own, page by page.
@@ -380,6 +414,7 @@ int main(void)
         CASE(test_refusals),
         CASE(test_messages),
         CASE(test_next_device),
+        CASE(test_reconnect),
         CASE(test_composition),
     };
 
