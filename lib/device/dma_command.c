@@ -115,6 +115,20 @@ static void tell_device(struct dma_entry *region, void *arg)
     }
 }
 
+struct dirty_unmap {
+    struct vfu_ctx *ctx;
+    struct dma_dirty_report report;
+};
+
+/* The device may mark pages as it lets go of the region: they are in the report. */
+static void tell_device_and_report(struct dma_entry *region, void *arg)
+{
+    struct dirty_unmap *dirty = arg;
+
+    tell_device(region, dirty->ctx);
+    dma_dirty_report_region(&dirty->report, region);
+}
+
 /* An unmap whose reply waits until nobody uses the memory any more. */
 struct unmap {
     struct dma_drain drain; /* first: done() gets it */
@@ -158,20 +172,23 @@ static int check_unmap(struct vfu_ctx *ctx, const struct request *req,
     return -EINVAL;
 }
 
-/* Would dma_unmap() succeed? A report clears what it reports, so nothing may fail behind it. */
-static bool holds_whole_regions(struct dma_space *space, struct range range)
+static int unmap_dirty(struct vfu_ctx *ctx, struct dma_space *space, struct range range,
+                       const struct vfio_user_bitmap *bitmap, uint8_t *bits,
+                       struct dma_drain *drain)
 {
-    const struct dma_entry *region = dma_region_at_or_after(space, range.first);
-    bool found = false;
+    struct dirty_unmap dirty = { .ctx = ctx };
+    int err = dma_dirty_report_begin(ctx->dma, &dirty.report, range, bitmap->pgsize, bits,
+                                     bitmap->size);
 
-    while (region != NULL && dma_region_range(region).first <= range.last) {
-        if (!range_contains(range, dma_region_range(region))) {
-            return false;
-        }
-        found = true;
-        region = dma_region_next(space, region);
+    if (err < 0) {
+        return err;
     }
-    return found;
+    err = dma_unmap(space, range, tell_device_and_report, &dirty, drain);
+    /* Who still has references may write until the reply goes out, and nobody would be told. */
+    if (err >= 0 && drain != NULL && !dma_drain_idle(drain)) {
+        dma_dirty_report_all(&dirty.report);
+    }
+    return err;
 }
 
 static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_space *space,
@@ -179,20 +196,18 @@ static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_spac
                        uint8_t *bits, struct dma_drain *drain)
 {
     struct range range = RANGE_ALL;
-    bool all = in->flags == VFIO_DMA_UNMAP_FLAG_ALL;
-    int err = 0;
+    int err;
 
-    if (!all && !range_make(in->addr, in->size, &range)) {
+    if (in->flags == VFIO_DMA_UNMAP_FLAG_ALL) {
+        err = dma_unmap_all(space, tell_device, ctx, drain);
+    } else if (!range_make(in->addr, in->size, &range)) {
         log_err(&ctx->log, "DMA_UNMAP id %u: address 0x%llx, size 0x%llx is empty or wraps",
                 req->hdr.msg_id, (unsigned long long)in->addr, (unsigned long long)in->size);
         return -ENOENT;
-    }
-    if (in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP && holds_whole_regions(space, range)) {
-        err = dma_dirty_report(space, range, bitmap->pgsize, bits, bitmap->size);
-    }
-    if (err >= 0) {
-        err = all ? dma_unmap_all(space, tell_device, ctx, drain)
-                  : dma_unmap(space, range, tell_device, ctx, drain);
+    } else if (in->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP) {
+        err = unmap_dirty(ctx, space, range, bitmap, bits, drain);
+    } else {
+        err = dma_unmap(space, range, tell_device, ctx, drain);
     }
     if (err >= 0) {
         iommu_unmapped(ctx, space, range);

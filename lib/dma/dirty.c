@@ -186,15 +186,8 @@ uint64_t dma_dirty_bitmap_size(uint64_t length, uint64_t page_size)
     return (pages / WORD_BITS + (pages % WORD_BITS != 0)) * sizeof(uint64_t);
 }
 
-/* Where a report goes. */
-struct report {
-    struct range range;
-    unsigned int shift; /* of the client's page size */
-    uint8_t *bitmap;
-};
-
 /* Sets the client's bits for dirty addresses, which lie in the range of the report. */
-static void report_bytes(const struct report *report, struct range dirty)
+static void report_bytes(const struct dma_dirty_report *report, struct range dirty)
 {
     uint64_t bit = (dirty.first - report->range.first) >> report->shift;
     uint64_t last = (dirty.last - report->range.first) >> report->shift;
@@ -211,7 +204,7 @@ static void report_bytes(const struct report *report, struct range dirty)
 }
 
 /* Reports runs of set bits of one word of a region's map. */
-static void report_word(const struct report *report, struct range region, uint64_t word,
+static void report_word(const struct dma_dirty_report *report, struct range region, uint64_t word,
                         uint64_t bits)
 {
     unsigned int first, end;
@@ -242,7 +235,7 @@ static void report_word(const struct report *report, struct range region, uint64
  * Reports one region. A bit is cleared only if the report covers its whole page (or what of it is
  * in the region): the rest of a page that straddles the border must still be found by the next.
  */
-static void report_region(const struct report *report, const struct dma_entry *entry)
+void dma_dirty_report_region(const struct dma_dirty_report *report, const struct dma_entry *entry)
 {
     struct range region = entry_range(entry), range = report->range;
     struct dirty_map *map = map_of(entry);
@@ -272,27 +265,47 @@ static void report_region(const struct report *report, const struct dma_entry *e
     }
 }
 
+void dma_dirty_report_all(const struct dma_dirty_report *report)
+{
+    report_bytes(report, report->range);
+}
+
+int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, struct range range,
+                           uint64_t page_size, uint8_t *bitmap, uint64_t size)
+{
+    uint64_t length = range_size(range);
+
+    if (dma_dirty_page_size(dma) == 0 || !is_power_of_two(page_size) || length < page_size ||
+        size != dma_dirty_bitmap_size(length, page_size)) {
+        log_err(dma->log,
+                "dirty report: %#" PRIx64 "-%#" PRIx64 " in pages of %#" PRIx64
+                ", bitmap of %" PRIu64 " bytes, logging with %#" PRIx64,
+                range.first, range.last, page_size, size, dma_dirty_page_size(dma));
+        return -EINVAL;
+    }
+    *report = (struct dma_dirty_report){
+        .range = range,
+        .shift = (unsigned int)__builtin_ctzll(page_size),
+        .bitmap = bitmap,
+    };
+    memset(bitmap, 0, size);
+    return 0;
+}
+
 int dma_dirty_report(struct dma_space *space, struct range range, uint64_t page_size,
                      uint8_t *bitmap, uint64_t size)
 {
-    struct report report = { .range = range, .bitmap = bitmap };
+    struct dma_dirty_report report;
     struct dma_entry *region;
-    uint64_t length = range_size(range);
+    int err = dma_dirty_report_begin(space->dma, &report, range, page_size, bitmap, size);
 
-    if (dma_dirty_page_size(space->dma) == 0 || !is_power_of_two(page_size) || length < page_size ||
-        size != dma_dirty_bitmap_size(length, page_size)) {
-        log_err(space->dma->log,
-                "dirty report: %#" PRIx64 "-%#" PRIx64 " in pages of %#" PRIx64
-                ", bitmap of %" PRIu64 " bytes, logging with %#" PRIx64,
-                range.first, range.last, page_size, size, dma_dirty_page_size(space->dma));
-        return -EINVAL;
+    if (err < 0) {
+        return err;
     }
-    report.shift = (unsigned int)__builtin_ctzll(page_size);
-    memset(bitmap, 0, size);
     region = dma_region_at_or_after(space, range.first);
     for (; region != NULL && entry_range(region).first <= range.last;
          region = dma_region_next(space, region)) {
-        report_region(&report, region);
+        dma_dirty_report_region(&report, region);
     }
     return 0;
 }

@@ -144,6 +144,9 @@ void dma_drain_init(struct dma_drain *drain, void (*done)(struct dma_drain *drai
  */
 bool dma_drain_arm(struct dma_drain *drain);
 
+/* Whether nothing is outstanding so far, before dma_drain_arm. */
+bool dma_drain_idle(struct dma_drain *drain);
+
 /* --- regions -------------------------------------------------------------------------------- */
 
 struct dma_mapping {
@@ -350,5 +353,18 @@ uint64_t dma_dirty_bitmap_size(uint64_t length, uint64_t page_size);
  */
 int dma_dirty_report(struct dma_space *space, struct range range, uint64_t page_size,
                      uint8_t *bitmap, uint64_t size);
+
+/* The same, region by region: for those that are being removed. */
+struct dma_dirty_report {
+    struct range range;
+    unsigned int shift; /* of the client's page size */
+    uint8_t *bitmap;
+};
+
+int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, struct range range,
+                           uint64_t page_size, uint8_t *bitmap, uint64_t size);
+void dma_dirty_report_region(const struct dma_dirty_report *report, const struct dma_entry *region);
+/* The whole range is dirty, holes and all. */
+void dma_dirty_report_all(const struct dma_dirty_report *report);
 
 #endif /* VFU_DMA_DMA_H */

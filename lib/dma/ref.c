@@ -66,6 +66,11 @@ bool dma_drain_arm(struct dma_drain *drain)
     return atomic_fetch_sub(&drain->count, 1) == 1;
 }
 
+bool dma_drain_idle(struct dma_drain *drain)
+{
+    return atomic_load(&drain->count) == 1;
+}
+
 static void drain_join(struct dma_drain *drain)
 {
     atomic_fetch_add(&drain->count, 1);

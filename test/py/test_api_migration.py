@@ -586,6 +586,16 @@ def test_unmap_with_bitmap(device, logged):
         device.sgl(BASE, 1)
 
 
+def test_unmap_with_bitmap_of_what_is_put_in_the_callback(device, logged):
+    """The device lets go of the memory when it hears of the unmap, and the client hears of that."""
+    sgl = device.sgl(BASE + 3 * PAGE, PAGE)
+    iov = device.sgl_get(sgl)
+    device.setup_dma(unregister=lambda _: device.sgl_put(sgl, iov))
+    touch(device, 1)
+    _, reply = unmap_dirty(logged, BASE, 128 * PAGE, 16)
+    assert pages_of(reply.payload[40:]) == [1, 3]
+
+
 @pytest.mark.parametrize("addr, size, bitmap_size, page_size, argsz, error", [
     (BASE, 128 * PAGE, 8, PAGE, None, errno.EINVAL),
     (BASE, 128 * PAGE, 24, PAGE, None, errno.EINVAL),
