@@ -3,8 +3,6 @@
 
 #include "nvme.h"
 
-#include <stdlib.h>
-
 struct command *command_alloc(struct worker *worker)
 {
     struct command *cmd = SLIST_FIRST(&worker->free_commands);
@@ -66,8 +64,7 @@ static void report(struct command *cmd, uint16_t status)
 void command_complete(struct command *cmd, uint16_t status)
 {
     data_release(cmd);
-    free(cmd->buffer);
-    cmd->buffer = NULL;
+    buffer_put(cmd, &cmd->buffer);
     cmd->status = status;
     if (status != NVME_SC_SUCCESS) {
         cmd->status |= NVME_STATUS_MORE;
@@ -88,8 +85,7 @@ void command_park(struct command *cmd)
     struct worker *worker = cmd->worker;
 
     data_release(cmd);
-    free(cmd->buffer);
-    cmd->buffer = NULL;
+    buffer_put(cmd, &cmd->buffer);
     cmd->stage = STAGE_PARKED;
     worker->busy--;
     worker->nr_parked++;

@@ -37,7 +37,7 @@ struct command {
     struct backend_io io;
     struct namespace *ns;
     unsigned step; /* of commands that take several */
-    uint8_t *buffer; /* as long as the command */
+    struct buffer buffer;
 
     union {
         SLIST_ENTRY(command) free_link;

@@ -10,10 +10,35 @@
 /* Host memory is thought of in pages of this size: a resolved piece ends at one of them at the latest. */
 #define UNIT 4096u
 #define SECTOR 512u
+/* Arrays that had more segments than this are given back at the end of the command. */
+#define KEPT_SEGMENTS (NVME_MAX_TRANSFER / UNIT + 1)
 
 /*
  * Room
  */
+
+bool buffer_get(struct command *cmd, struct buffer *buffer, size_t len)
+{
+    struct worker *worker = cmd->worker;
+    void *bytes = NULL;
+
+    buffer_put(cmd, buffer);
+    if (len > WORKER_BUFFERS - worker->buffered || posix_memalign(&bytes, UNIT, len) != 0) {
+        cmd->why = "there is no memory left for its data";
+        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
+        return false;
+    }
+    *buffer = (struct buffer){ .bytes = bytes, .len = len };
+    worker->buffered += len;
+    return true;
+}
+
+void buffer_put(struct command *cmd, struct buffer *buffer)
+{
+    cmd->worker->buffered -= buffer->len;
+    free(buffer->bytes);
+    *buffer = (struct buffer){ 0 };
+}
 
 static int grow(void **array, size_t size, size_t wanted, size_t *max)
 {
@@ -32,12 +57,20 @@ static int grow(void **array, size_t size, size_t wanted, size_t *max)
     return 0;
 }
 
-static int grow_segments(struct data *data)
+static int grow_segments(struct command *cmd)
 {
+    struct data *data = &cmd->data;
     size_t old = data->max_segments;
 
     if (data->nr_segments < data->max_segments) {
         return 0;
+    }
+    if (data->nr_segments >= KEPT_SEGMENTS && !data->large) {
+        if (cmd->worker->nr_large == WORKER_LARGE_COMMANDS) {
+            return -ENOMEM;
+        }
+        data->large = true;
+        cmd->worker->nr_large++;
     }
     if (grow((void **)&data->segments, sizeof(*data->segments), data->nr_segments + 1,
              &data->max_segments) != 0) {
@@ -75,7 +108,8 @@ uint16_t data_add(struct command *cmd, uint64_t addr, uint64_t len, bool is_buck
         last->request.len += len;
         return NVME_SC_SUCCESS;
     }
-    if (grow_segments(data) != 0) {
+    if (grow_segments(cmd) != 0) {
+        cmd->why = "there is no memory left for its segments";
         return NVME_SC_INTERNAL_ERROR;
     }
     last = &data->segments[data->nr_segments++];
@@ -174,6 +208,18 @@ void data_cancel(struct command *cmd)
     }
 }
 
+static void free_arrays(struct data *data)
+{
+    free(data->segments);
+    free(data->sgs);
+    free(data->iov);
+    data->segments = NULL;
+    data->sgs = NULL;
+    data->iov = NULL;
+    data->max_segments = 0;
+    data->max_slots = 0;
+}
+
 void data_release(struct command *cmd)
 {
     struct data *data = &cmd->data;
@@ -188,15 +234,17 @@ void data_release(struct command *cmd)
     }
     data->nr_segments = 0;
     data->list_len = 0;
-    free(data->bounce);
-    data->bounce = NULL;
+    buffer_put(cmd, &data->bounce);
+    if (data->large) {
+        data->large = false;
+        cmd->worker->nr_large--;
+        free_arrays(data);
+    }
 }
 
 void data_destroy(struct command *cmd)
 {
-    free(cmd->data.segments);
-    free(cmd->data.sgs);
-    free(cmd->data.iov);
+    free_arrays(&cmd->data);
     free(cmd->data.list_request.sgl);
 }
 
@@ -395,20 +443,17 @@ bool data_copy(struct command *cmd, uint64_t offset, void *buf, size_t len, bool
 
 static void reply_mapped(struct command *cmd)
 {
-    if (data_copy(cmd, 0, cmd->buffer, (size_t)cmd->data.len, true)) {
+    if (data_copy(cmd, 0, cmd->buffer.bytes, cmd->buffer.len, true)) {
         command_complete(cmd, NVME_SC_SUCCESS);
     }
 }
 
 void data_reply(struct command *cmd, const void *data, size_t len)
 {
-    cmd->buffer = malloc(len);
-    if (cmd->buffer == NULL) {
-        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
-        return;
+    if (buffer_get(cmd, &cmd->buffer, len)) {
+        memcpy(cmd->buffer.bytes, data, len);
+        data_map(cmd, len, PROT_WRITE, reply_mapped);
     }
-    memcpy(cmd->buffer, data, len);
-    data_map(cmd, len, PROT_WRITE, reply_mapped);
 }
 
 /*
@@ -464,19 +509,16 @@ static bool use_bounce(struct command *cmd)
 {
     struct data *data = &cmd->data;
 
-    if (posix_memalign((void **)&data->bounce, UNIT, data->len) != 0) {
-        data->bounce = NULL;
-        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
-        return false;
-    }
-    if (!(data->prot & PROT_WRITE) && !data_copy(cmd, 0, data->bounce, data->len, false)) {
+    if (!buffer_get(cmd, &data->bounce, data->len) ||
+        (!(data->prot & PROT_WRITE) &&
+         !data_copy(cmd, 0, data->bounce.bytes, data->bounce.len, false))) {
         return false;
     }
     if (grow_slots(data, 1) != 0) {
         command_complete(cmd, NVME_SC_INTERNAL_ERROR);
         return false;
     }
-    data->iov[0] = (struct iovec){ .iov_base = data->bounce, .iov_len = data->len };
+    data->iov[0] = (struct iovec){ .iov_base = data->bounce.bytes, .iov_len = data->bounce.len };
     data->nr_iov = 1;
     return true;
 }
@@ -494,5 +536,6 @@ bool data_iov_done(struct command *cmd)
 {
     struct data *data = &cmd->data;
 
-    return data->bounce == NULL || data_copy(cmd, 0, data->bounce, data->len, true);
+    return data->bounce.bytes == NULL ||
+           data_copy(cmd, 0, data->bounce.bytes, data->bounce.len, true);
 }

@@ -17,6 +17,12 @@
 
 struct command;
 
+/* Memory for the time of a command. */
+struct buffer {
+    uint8_t *bytes;
+    size_t len;
+};
+
 /* A part of the guest's address space, or of nothing: a bit bucket. */
 struct segment {
     vfu_dma_request_t request;
@@ -53,7 +59,8 @@ struct data {
     char *sgs; /* max_slots entries, dma_sg_size() bytes each */
     struct iovec *iov;
     size_t nr_iov, max_slots;
-    uint8_t *bounce; /* of len bytes, for what only messages reach */
+    bool large; /* one of the worker's few with many segments */
+    struct buffer bounce; /* for what only messages reach, and for bit buckets */
 
     /* Of the requests under way, and one more while they are being made. */
     atomic_uint pending;
@@ -87,6 +94,13 @@ bool data_iov_done(struct command *cmd);
 void data_cancel(struct command *cmd);
 void data_release(struct command *cmd);
 void data_destroy(struct command *cmd);
+
+/*
+ * Of a worker's share, aligned to a page; one that is there already is given back first. False: the
+ * command was completed with an error.
+ */
+bool buffer_get(struct command *cmd, struct buffer *buffer, size_t len);
+void buffer_put(struct command *cmd, struct buffer *buffer);
 
 /* For prp.c and sgl.c, and what those offer. Status codes. */
 uint16_t data_add(struct command *cmd, uint64_t addr, uint64_t len, bool bucket);

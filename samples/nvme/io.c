@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Compare looks at this much at a time. */
@@ -170,15 +169,13 @@ static struct iovec *buffer_iov(struct command *cmd)
     /* The data pointer's entries may be in use. */
     struct iovec *iov = &cmd->data.list_iov[0];
 
-    *iov = (struct iovec){ .iov_base = cmd->buffer, .iov_len = cmd->io.len };
+    *iov = (struct iovec){ .iov_base = cmd->buffer.bytes, .iov_len = cmd->buffer.len };
     return iov;
 }
 
 static void read_to_buffer(struct command *cmd, void (*then)(struct backend_io *io, int error))
 {
-    if (posix_memalign((void **)&cmd->buffer, 4096, cmd->io.len) != 0) {
-        cmd->buffer = NULL;
-        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
+    if (!buffer_get(cmd, &cmd->buffer, cmd->io.len)) {
         return;
     }
     cmd->io.iov = buffer_iov(cmd);
@@ -196,7 +193,7 @@ static void compare(struct command *cmd)
         if (!data_copy(cmd, offset, chunk, n, false)) {
             return;
         }
-        if (memcmp(chunk, cmd->buffer + offset, n) != 0) {
+        if (memcmp(chunk, cmd->buffer.bytes + offset, n) != 0) {
             command_fail(cmd, NVME_SC_COMPARE_FAILURE, "the data is different");
             return;
         }
@@ -288,7 +285,7 @@ static void deallocated(struct backend_io *io, int error)
 
 static void deallocate_next(struct command *cmd)
 {
-    const struct nvme_dsm_range *ranges = (const struct nvme_dsm_range *)cmd->buffer;
+    const struct nvme_dsm_range *ranges = (const struct nvme_dsm_range *)cmd->buffer.bytes;
     unsigned nr_ranges = (cmd->sqe.cdw10 & 0xff) + 1;
     struct nvme_dsm_range range;
 
@@ -313,16 +310,12 @@ static void ranges_mapped(struct command *cmd)
     unsigned nr_ranges = (cmd->sqe.cdw10 & 0xff) + 1;
     struct nvme_dsm_range range;
 
-    cmd->buffer = malloc(cmd->data.len);
-    if (cmd->buffer == NULL) {
-        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
-        return;
-    }
-    if (!data_copy(cmd, 0, cmd->buffer, cmd->data.len, false)) {
+    if (!buffer_get(cmd, &cmd->buffer, cmd->data.len) ||
+        !data_copy(cmd, 0, cmd->buffer.bytes, cmd->buffer.len, false)) {
         return;
     }
     for (unsigned i = 0; i < nr_ranges; i++) {
-        memcpy(&range, cmd->buffer + i * sizeof(range), sizeof(range));
+        memcpy(&range, cmd->buffer.bytes + i * sizeof(range), sizeof(range));
         cmd->lba = range.first;
         if (!within(cmd->ns, range.first, range.blocks)) {
             command_fail(cmd, NVME_SC_LBA_OUT_OF_RANGE, "a range is beyond the end of the namespace");

@@ -37,6 +37,10 @@ enum drain {
 /* Commands that one worker has in flight, and how many of them the admin queue can count on. */
 #define WORKER_COMMANDS 1024
 #define WORKER_ADMIN_COMMANDS 32
+/* Bytes that they may have in buffers of the device, all together. */
+#define WORKER_BUFFERS ((size_t)128 << 20)
+/* Those that may have more segments than PRPs can make. */
+#define WORKER_LARGE_COMMANDS 64u
 
 struct worker {
     struct nvme *nvme;
@@ -59,6 +63,8 @@ struct worker {
     unsigned nr_free;
     TAILQ_HEAD(, command) parked; /* put off: begin again when the worker goes on */
     unsigned nr_parked;
+    size_t buffered; /* bytes in buffers */
+    unsigned nr_large;
     unsigned busy; /* commands fetched and not completed, rings being resolved */
     atomic_bool revoked; /* one of the rings was */
 
