@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "client_device.h"
 
+#include "libvfio-user-iommu.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
@@ -145,6 +147,8 @@ static const vfu_migration_callbacks_t migration = {
     .write_data = write_state,
 };
 
+static const vfu_iommu_config_t iommu = { .size = sizeof(iommu), .pasid_bits = 8, .ats = true };
+
 /* Set-up */
 
 static void set_up_regions(struct device *device)
@@ -222,6 +226,9 @@ void device_start(struct device *device)
     assert_int_equal(vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSIX_IRQ, DEVICE_NR_IRQS), 0);
     assert_int_equal(vfu_setup_device_dma(ctx, 1000, NULL, NULL), 0);
     assert_int_equal(vfu_setup_device_migration_callbacks(ctx, &migration), 0);
+    if (device->iommu) {
+        assert_int_equal(vfu_setup_device_iommu(ctx, &iommu), 0);
+    }
     assert_int_equal(vfu_realize_ctx(ctx), 0);
     device->migration = VFU_MIGR_STATE_RUNNING;
     device->stop_fd = eventfd(0, EFD_CLOEXEC);

@@ -48,6 +48,7 @@ struct device {
     int ioeventfd, shadow_fd;
     uint8_t *bar2; /* the file, as the device sees it */
     bool other_areas; /* only one may be mapped */
+    bool iommu; /* it offers the IOMMU extension */
     uint8_t bar0[DEVICE_BAR0_SIZE];
     _Atomic unsigned bar2_messages; /* accesses to BAR 2 that came by message */
     _Atomic unsigned bar0_writes;

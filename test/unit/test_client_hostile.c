@@ -608,12 +608,13 @@ struct dma_lie {
 #define R VFIO_USER_DMA_READ
 #define W VFIO_USER_DMA_WRITE
 
-/* Mapped: 4096 bytes each at 0, 0x10000 and the end, for reading, and at 0x20000, for writing. */
+/* Mapped: a page each at 0, 0x10000, 0x11000 and the end, to be read; one at 0x20000, written. */
 static const struct dma_lie dma_lies[] = {
     { "right", R, 0x10000, 4096, 0, 0 },
     { "right", W, 0x20000, 4096, 4096, 0 },
     { "in front", R, 0xffff, 2, 0, EFAULT },
-    { "behind", R, 0x10fff, 2, 0, EFAULT },
+    { "behind", R, 0x11fff, 2, 0, EFAULT },
+    { "across two", R, 0x10400, 0x1800, 0, 0 },
     { "write in front", W, 0x1ffff, 2, 2, EFAULT },
     { "write behind", W, 0x20fff, 2, 2, EFAULT },
     { "nowhere", R, 0x50000, 1, 0, EFAULT },
@@ -686,7 +687,7 @@ static bool send_dma_lies(struct fake *fake, const struct vfio_user_header *hdr)
 
 static void map_two(vfuc_t *client, uint8_t *readable, uint8_t *writable)
 {
-    const uint64_t read_at[] = { 0, 0x10000, UINT64_MAX - 4095 };
+    const uint64_t read_at[] = { 0, 0x10000, 0x11000, UINT64_MAX - 4095 };
     vfuc_memory_t memory = {
         .iova = 0x20000, .size = 4096, .prot = PROT_WRITE, .fd = -1, .vaddr = writable,
     };
@@ -714,7 +715,7 @@ static void test_dma(void **state)
     for (int i = 0; i < 4096; i++) {
         assert_int_equal(writable[i], 0x77);
     }
-    assert_int_equal(vfuc_dma_messages(client), 3);
+    assert_int_equal(vfuc_dma_messages(client), 4);
     vfuc_disconnect(client);
     fake_stop(&fake);
     if (run.wrong > 0) {

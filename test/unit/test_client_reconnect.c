@@ -210,6 +210,49 @@ static void test_another_device(void **state)
     assert_int_equal(vfuc_region_read(f->client, 0, 0, &byte, 1), 0);
 }
 
+/* Mappings of every address space are there again. */
+static void test_spaces(void **state)
+{
+    struct fixture *f = *state;
+    const vfuc_options_t options = { .iommu = { 8, false, false, 8, 12, 64, 0 } };
+    uint8_t bytes[PAGE];
+    vfuc_memory_t spaces[] = {
+        { .has_pasid = true, .pasid = 3 },
+        { .has_pasid = true, .pasid = 0 },
+        { .translated = true },
+        { .pasid = 7 }, /* of none */
+    };
+    vfuc_t *client;
+
+    f->device->iommu = true;
+    device_stop(f->device);
+    device_start(f->device);
+    wait_until_lost(f);
+    client = vfuc_connect(f->device->path, &options);
+    assert_non_null(client);
+    for (int i = 0; i < 4; i++) {
+        spaces[i].iova = IOVA;
+        spaces[i].size = PAGE;
+        spaces[i].prot = PROT_READ;
+        spaces[i].fd = -1;
+        spaces[i].vaddr = bytes;
+        assert_int_equal(vfuc_dma_map(client, &spaces[i]), 0);
+    }
+    assert_int_equal(vfuc_dma_unmap(client, &spaces[1]), 0);
+    assert_int_equal(vfuc_reconnect(client), 0);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(vfuc_dma_unmap(client, &spaces[i]), i == 1 ? -1 : 0);
+    }
+
+    /* The same without the extension is not the same. */
+    device_stop(f->device);
+    f->device->iommu = false;
+    device_start(f->device);
+    assert_int_equal(vfuc_reconnect(client), -1);
+    assert_int_equal(errno, ESTALE);
+    vfuc_disconnect(client);
+}
+
 /* By our own will: nobody is told that it was lost, and nothing leaks. */
 static void test_again_and_again(void **state)
 {
@@ -384,6 +427,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_everything_is_there_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_taken_away_meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(test_another_device, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_spaces, setup, teardown),
         cmocka_unit_test_setup_teardown(test_again_and_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_under_load, setup, teardown),
         cmocka_unit_test_setup_teardown(test_mapping_meanwhile, setup, teardown),
