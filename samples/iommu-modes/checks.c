@@ -164,6 +164,34 @@ bool check_other_page(struct bench *b)
     return ok;
 }
 
+/* Whatever the device was doing: when the unmap is done, nothing is written any more. */
+bool check_under_way(struct bench *b)
+{
+    const unsigned rounds = 32;
+    static uint8_t at_unmap[PAGE];
+    unsigned complete = 0, late = 0;
+
+    ram_fill(b->machine, 1, 0x3e);
+    map(b, SRC, 1, RW);
+    map(b, DST, 2, RW);
+    if (!moves(b, SRC, DST, 2, 0x3e)) {
+        return false;
+    }
+    for (unsigned i = 0; i < rounds; i++) {
+        ram_clear(b->machine, 2);
+        machine_start_write(b->machine, b->pasid, DST, PAGE);
+        unmap_from(b, b->domain, DST);
+        memcpy(at_unmap, ram_page(b->machine, 2), PAGE);
+        machine_finish_write(b->machine);
+        late += memcmp(at_unmap, ram_page(b->machine, 2), PAGE) != 0;
+        complete += ram_is(b->machine, 2, 0x3e);
+        map(b, DST, 2, RW);
+    }
+    say(b, "%u times a page was taken while it was written to, %u of them too late to stop it; "
+        "written to after that: %u", rounds, complete, late);
+    return late == 0;
+}
+
 /* Many pages are taken at once, with one wait. */
 bool check_batch(struct bench *b)
 {

@@ -202,20 +202,33 @@ static int64_t now_ms(void)
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-static int transfer(struct machine *m, uint64_t src, uint64_t dst, size_t len, uint64_t cmd)
+static void start(struct machine *m, uint64_t src, uint64_t dst, size_t len, uint64_t cmd)
 {
-    int64_t deadline = now_ms() + m->timeout_ms;
-
     device_write(m, EDU_REG_DMA_SRC, src);
     device_write(m, EDU_REG_DMA_DST, dst);
     device_write(m, EDU_REG_DMA_COUNT, len);
     device_write(m, EDU_REG_DMA_CMD, EDU_DMA_RUN | cmd);
+}
+
+static int finish(struct machine *m)
+{
+    int64_t deadline = now_ms() + m->timeout_ms;
+
     while ((device_read(m, EDU_REG_DMA_CMD) & EDU_DMA_RUN) != 0 && machine_ok(m)) {
         if (now_ms() > deadline) {
-            machine_fail(m, "DMA from 0x%" PRIx64 " to 0x%" PRIx64 " does not end", src, dst);
+            machine_fail(m, "the DMA does not end");
         }
     }
     return m->has_iommu_registers ? (int)device_read(m, EDU_REG_DMA_ERROR) : 0;
+}
+
+static void choose_space(struct machine *m, uint32_t pasid)
+{
+    if (m->has_iommu_registers) {
+        device_write(m, EDU_REG_DMA_PASID, pasid == VFUC_NO_PASID ? 0 : EDU_PASID_VALID | pasid);
+    } else if (pasid != VFUC_NO_PASID) {
+        machine_fail(m, "the device knows no PASIDs");
+    }
 }
 
 int machine_job(struct machine *m, uint32_t pasid, uint64_t src, uint64_t dst, size_t len,
@@ -223,17 +236,26 @@ int machine_job(struct machine *m, uint32_t pasid, uint64_t src, uint64_t dst, s
 {
     int err;
 
-    if (m->has_iommu_registers) {
-        device_write(m, EDU_REG_DMA_PASID, pasid == VFUC_NO_PASID ? 0 : EDU_PASID_VALID | pasid);
-    } else if (pasid != VFUC_NO_PASID) {
-        machine_fail(m, "the device knows no PASIDs");
-    }
-    err = transfer(m, src, EDU_BUFFER_ADDR, len, 0);
+    choose_space(m, pasid);
+    start(m, src, EDU_BUFFER_ADDR, len, 0);
+    err = finish(m);
     if (err == 0) {
-        err = transfer(m, EDU_BUFFER_ADDR, dst, len, EDU_DMA_TO_RAM);
+        start(m, EDU_BUFFER_ADDR, dst, len, EDU_DMA_TO_RAM);
+        err = finish(m);
     }
     *fault = m->has_iommu_registers && err != 0 ? device_read(m, EDU_REG_DMA_FAULT) : 0;
     return err;
+}
+
+void machine_start_write(struct machine *m, uint32_t pasid, uint64_t dst, size_t len)
+{
+    choose_space(m, pasid);
+    start(m, EDU_BUFFER_ADDR, dst, len, EDU_DMA_TO_RAM);
+}
+
+void machine_finish_write(struct machine *m)
+{
+    finish(m);
 }
 
 /*

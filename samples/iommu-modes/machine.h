@@ -63,4 +63,8 @@ bool ram_is_clear(const struct machine *m, unsigned page);
 int machine_job(struct machine *m, uint32_t pasid, uint64_t src, uint64_t dst, size_t len,
                 uint64_t *fault);
 
+/* The way out alone: what is in the device goes to dst, and this does not wait; then the end. */
+void machine_start_write(struct machine *m, uint32_t pasid, uint64_t dst, size_t len);
+void machine_finish_write(struct machine *m);
+
 #endif /* MACHINE_H */

@@ -34,7 +34,8 @@ struct setup {
 #define TABLES                                                                                     \
     { "scattered pages", check_scattered }, { "unmap, then write", check_unmapped_write },        \
         { "unmap, then read", check_unmapped_read }, { "read only", check_read_only },            \
-        { "another page", check_other_page }, { "many at once", check_batch }
+        { "another page", check_other_page }, { "unmap during DMA", check_under_way },            \
+        { "many at once", check_batch }
 #define NESTED                                                                                     \
     { "stage 1 changes", check_stage1 }, { "stage 2 changes", check_stage2 },                     \
         { "both change", check_both_stages }
