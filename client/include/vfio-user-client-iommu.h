@@ -23,6 +23,11 @@
  * what the tables say, both stages put together, is mapped and unmapped in it (DMA_MAP,
  * DMA_UNMAP). In both, messages of the device (DMA_READ, DMA_WRITE) are translated by the tables.
  *
+ * With ATS the driver of the device has to enable it in configuration space; until then the device
+ * reaches memory by messages only. And ATS trusts the device: a server that holds the descriptors
+ * of memory can reach all of it. One that is not trusted is given none, or gets shadow mappings of
+ * memory files that hold nothing else.
+ *
  * When a call that takes something away has returned 0 (unmap, protect with less, attach and
  * detach, another second stage, removal of memory), the device has let go of it: what it
  * does from then on cannot reach what was taken away.
@@ -124,8 +129,9 @@ void vfuc_iommu_destroy(vfuc_iommu_t *iommu);
  * The client is owned by the IOMMU: vfuc_iommu_disconnect() frees it, not vfuc_disconnect(), and
  * vfuc_iommu_reconnect() takes the place of vfuc_reconnect().
  *
- * NULL and errno: as vfuc_connect(). EBUSY: there is a device. ENOTSUP: the mode is ATS, and the
- * server does not have it. Any other: what the server answered to the first mappings.
+ * NULL and errno: as vfuc_connect(). EBUSY: there is a device. ENOTSUP: the server does not have
+ * ATS, and the mode is that, or not the PASIDs that something is attached to. Any other: what the
+ * server answered to the first mappings.
  */
 vfuc_t *vfuc_iommu_connect(vfuc_iommu_t *iommu, const char *path, const vfuc_options_t *options);
 

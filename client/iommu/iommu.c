@@ -313,6 +313,24 @@ enum client_state iommu_meet(struct vfuc_iommu *iommu, struct vfuc *client)
     return state;
 }
 
+/* Lock held. Can the device be what is expected of it? */
+static int check_device(const struct vfuc_iommu *iommu)
+{
+    uint32_t bits = iommu->agreed.iommu.pasid_bits;
+
+    if (iommu->mode == VFUC_IOMMU_ATS && iommu->agreed.iommu.ats_queue_depth == 0) {
+        return -ENOTSUP;
+    }
+    for (size_t i = 0; i < iommu->nr_attached; i++) {
+        uint32_t pasid = iommu->attached[i]->pasid;
+
+        if (pasid != VFUC_NO_PASID && (bits == 0 || pasid >> bits != 0)) {
+            return -ENOTSUP;
+        }
+    }
+    return 0;
+}
+
 static int bring_up(struct vfuc_iommu *iommu, struct vfuc *client)
 {
     enum vfuc_iommu_mode mode;
@@ -322,7 +340,7 @@ static int bring_up(struct vfuc_iommu *iommu, struct vfuc *client)
     meet_client(iommu, client);
     iommu->connecting = false;
     mode = iommu->mode;
-    err = mode == VFUC_IOMMU_ATS && iommu->agreed.iommu.ats_queue_depth == 0 ? -ENOTSUP : 0;
+    err = check_device(iommu);
     pthread_mutex_unlock(&iommu->lock);
     if (err < 0) {
         return err;

@@ -270,6 +270,11 @@ static void test_not_agreed(void **state)
     assert_int_equal(fake_server_ask(&f.server, VFIO_USER_PAGE_REQUEST, 0, NULL, &page,
                                      sizeof(page), NULL, 0, NULL), ENOTSUP);
     assert_fails(vfuc_iommu_attach(f.iommu, 1, f.domain), ENOTSUP);
+    vfuc_iommu_disconnect(f.iommu);
+    assert_int_equal(vfuc_iommu_attach(f.iommu, 1, f.domain), 0);
+    errno = 0;
+    assert_null(vfuc_iommu_connect(f.iommu, f.server.path, NULL));
+    assert_int_equal(errno, ENOTSUP);
     fixture_end(&f);
     fixture_start(&f, VERSION(PASID_CAPS), NULL);
     assert_int_equal(vfuc_iommu_mode(f.iommu), VFUC_IOMMU_SHADOW);
