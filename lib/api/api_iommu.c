@@ -207,8 +207,8 @@ int vfu_pasid_stop(vfu_ctx_t *vfu_ctx, uint32_t pasid)
     translate_overtake(iommu, pasid, false, RANGE_ALL);
     atc_drop(vfu_ctx, pasid, false, RANGE_ALL, true, NULL);
     pthread_mutex_unlock(&iommu->lock);
-    translate_cancel(vfu_ctx, pasid, false, -ECANCELED);
-    page_request_cancel(vfu_ctx, pasid, false, false, -ECANCELED);
+    translate_cancel(vfu_ctx, pasid, -ECANCELED);
+    page_request_cancel(vfu_ctx, pasid, false, -ECANCELED);
     if (err == 0 && is_on(&iommu->pri_on)) {
         page_request_stop_marker(vfu_ctx, pasid);
     }

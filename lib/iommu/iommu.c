@@ -211,7 +211,7 @@ static void switch_ats(struct vfu_ctx *ctx, const struct pci_iommu_registers *no
 
         set(&iommu->ats_on, false);
         empty_atc(ctx, false);
-        translate_cancel(ctx, VFU_NO_PASID, true, -ECANCELED);
+        translate_cancel(ctx, SCOPE_ALL, -ECANCELED);
         if (was_on) {
             access_revoke(ctx, VFU_NO_PASID, true, RANGE_ALL);
         }
@@ -230,7 +230,8 @@ static void switch_pasid(struct vfu_ctx *ctx, const struct pci_iommu_registers *
         set(&iommu->pasid_on, false);
         atomic_store_explicit(&iommu->pasid_limit, 0, memory_order_release);
         empty_atc(ctx, true);
-        translate_cancel(ctx, VFU_NO_PASID, true, -ECANCELED);
+        translate_cancel(ctx, SCOPE_PASIDS, -ECANCELED);
+        page_request_cancel(ctx, SCOPE_PASIDS, false, -ECANCELED);
     }
     set(&iommu->pasid_on, on);
     atomic_store_explicit(&iommu->pasid_limit, on ? 1u << ctx->agreed.iommu.pasid.bits : 0,
@@ -254,7 +255,7 @@ static void switch_pri(struct vfu_ctx *ctx, const struct pci_iommu_registers *no
     set(&iommu->pri_on, on && !iommu->pri_failed);
     pthread_mutex_unlock(&iommu->lock);
     if (was && !now->pri_enabled &&
-        page_request_cancel(ctx, VFU_NO_PASID, true, false, -ECANCELED) > 0) {
+        page_request_cancel(ctx, SCOPE_ALL, false, -ECANCELED) > 0) {
         pci_pri_stopping(&ctx->pci);
     }
 }
@@ -277,7 +278,7 @@ void iommu_registers_changed(struct vfu_ctx *ctx)
 void iommu_pri_reset(struct vfu_ctx *ctx)
 {
     if (ctx->iommu != NULL) {
-        page_request_cancel(ctx, VFU_NO_PASID, true, true, -ECANCELED);
+        page_request_cancel(ctx, SCOPE_ALL, true, -ECANCELED);
         atomic_store(&ctx->iommu->pri_events, 0);
     }
 }
@@ -316,8 +317,8 @@ void iommu_connected(struct vfu_ctx *ctx)
 
 static void forget_pending(struct vfu_ctx *ctx, int err)
 {
-    translate_cancel(ctx, VFU_NO_PASID, true, err);
-    page_request_cancel(ctx, VFU_NO_PASID, true, true, err);
+    translate_cancel(ctx, SCOPE_ALL, err);
+    page_request_cancel(ctx, SCOPE_ALL, true, err);
 }
 
 void iommu_disconnected(struct vfu_ctx *ctx)

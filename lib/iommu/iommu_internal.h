@@ -204,8 +204,21 @@ struct dma_space *iommu_space(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attr
  * arrived meanwhile, look again; or a negative errno.
  */
 int translate_for(struct access *a, struct dma_space *space);
+/*
+ * Whose requests: those of a PASID, of VFU_NO_PASID, of all PASIDs, or everybody's. PASIDs have 20
+ * bits.
+ */
+#define SCOPE_ALL (VFU_NO_PASID - 1)
+#define SCOPE_PASIDS (VFU_NO_PASID - 2)
+
+static inline bool in_scope(uint32_t pasid, uint32_t scope)
+{
+    return scope == SCOPE_ALL || pasid == scope ||
+           (scope == SCOPE_PASIDS && pasid != VFU_NO_PASID);
+}
+
 /* Forgets what is asked: results are dropped, waiters end with err. Lock not held. */
-void translate_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, int err);
+void translate_cancel(struct vfu_ctx *ctx, uint32_t scope, int err);
 /* Marks pending requests whose result may overlap. Lock held. */
 void translate_overtake(struct iommu *iommu, uint32_t pasid, bool global, struct range range);
 /* Empties the cache of a PASID, or of all spaces. Lock held. */
@@ -224,10 +237,10 @@ int page_request_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
                        const vfu_page_range_t *ranges, size_t nr_ranges,
                        vfu_page_request_cb_t *cb, void *pvt);
 /*
- * Ends what waits, of one PASID or all, with err. Requests that were sent stay outstanding until
- * their response, unless forget is set. Returns how many stay.
+ * Ends what waits with err. Requests that were sent stay outstanding until their response, unless
+ * forget is set. Returns how many stay.
  */
-unsigned page_request_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, bool forget, int err);
+unsigned page_request_cancel(struct vfu_ctx *ctx, uint32_t scope, bool forget, int err);
 int page_request_stop_marker(struct vfu_ctx *ctx, uint32_t pasid);
 
 /* What check_allowed() in access.c says of a PASID and its attributes: 0, -EINVAL or -EPERM. */

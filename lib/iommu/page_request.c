@@ -139,7 +139,7 @@ static void fail_interface(struct vfu_ctx *ctx)
     atomic_store_explicit(&iommu->pri_on, false, memory_order_release);
     pthread_mutex_unlock(&iommu->lock);
     report(iommu, PCI_PRI_RESPONSE_FAILURE);
-    page_request_cancel(ctx, VFU_NO_PASID, true, true, -EIO);
+    page_request_cancel(ctx, SCOPE_ALL, true, -EIO);
 }
 
 /* The transaction of a group has ended, or could not begin. */
@@ -413,7 +413,7 @@ int page_request_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
 /* What ends them early */
 
 /* Sent ones are cancelled one by one: each ends by its callback, which takes the lock. */
-static void forget_sent(struct vfu_ctx *ctx, uint32_t pasid, bool all, int err)
+static void forget_sent(struct vfu_ctx *ctx, uint32_t scope, int err)
 {
     struct iommu *iommu = ctx->iommu;
     struct page_group *group;
@@ -421,7 +421,7 @@ static void forget_sent(struct vfu_ctx *ctx, uint32_t pasid, bool all, int err)
     do {
         pthread_mutex_lock(&iommu->lock);
         TAILQ_FOREACH (group, &iommu->groups, link) {
-            if (group->sent && (all || group->pasid == pasid)) {
+            if (group->sent && in_scope(group->pasid, scope)) {
                 group->sent = false;
                 atomic_fetch_add(&group->refs, 1);
                 break;
@@ -435,7 +435,7 @@ static void forget_sent(struct vfu_ctx *ctx, uint32_t pasid, bool all, int err)
     } while (group != NULL);
 }
 
-unsigned page_request_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, bool forget, int err)
+unsigned page_request_cancel(struct vfu_ctx *ctx, uint32_t scope, bool forget, int err)
 {
     struct iommu *iommu = ctx->iommu;
     struct page_group_list ended = TAILQ_HEAD_INITIALIZER(ended);
@@ -446,14 +446,14 @@ unsigned page_request_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, bool
     pthread_mutex_lock(&iommu->lock);
     for (group = TAILQ_FIRST(&iommu->queued); group != NULL; group = next) {
         next = TAILQ_NEXT(group, link);
-        if (all || group->pasid == pasid) {
+        if (in_scope(group->pasid, scope)) {
             TAILQ_REMOVE(&iommu->queued, group, link);
             detach_waiters(group);
             TAILQ_INSERT_TAIL(&ended, group, link);
         }
     }
     TAILQ_FOREACH (group, &iommu->groups, link) {
-        if (all || group->pasid == pasid) {
+        if (in_scope(group->pasid, scope)) {
             detach_waiters(group);
             TAILQ_CONCAT(&waiters, &group->waiters, link);
             left++;
@@ -463,7 +463,7 @@ unsigned page_request_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, bool
     end_groups(&ended, err);
     access_end_all(&waiters, err);
     if (forget) {
-        forget_sent(ctx, pasid, all, err);
+        forget_sent(ctx, scope, err);
         left = 0;
     }
     return left;

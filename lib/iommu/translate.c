@@ -623,7 +623,7 @@ void translate_overtake(struct iommu *iommu, uint32_t pasid, bool global, struct
 }
 
 /* Waiters are told now; the reply, when it comes, finds nobody and is not used. */
-void translate_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, int err)
+void translate_cancel(struct vfu_ctx *ctx, uint32_t scope, int err)
 {
     struct iommu *iommu = ctx->iommu;
     struct access_list waiters = TAILQ_HEAD_INITIALIZER(waiters);
@@ -632,7 +632,7 @@ void translate_cancel(struct vfu_ctx *ctx, uint32_t pasid, bool all, int err)
 
     pthread_mutex_lock(&iommu->lock);
     TAILQ_FOREACH (t, &iommu->translations, link) {
-        if (all || t->pasid == pasid) {
+        if (in_scope(t->pasid, scope)) {
             t->cancelled = true;
             TAILQ_CONCAT(&waiters, &t->waiters, link);
         }
