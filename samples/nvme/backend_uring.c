@@ -16,7 +16,8 @@
 enum {
     MIN_DEPTH = 8,
     MAX_DEPTH = 4096,
-    BATCH = 32
+    REAP = 32, /* completions at a time */
+    SUBMIT = 4, /* calls at a time: a disk would wait for the last of many, and end them together */
 };
 
 struct uring_queue {
@@ -101,6 +102,9 @@ static bool put(struct uring_queue *queue, struct backend_io *io)
     }
     prepare(sqe, io);
     queue->in_flight++;
+    if (io_uring_sq_ready(&queue->ring) >= SUBMIT) {
+        flush(queue);
+    }
     return true;
 }
 
@@ -145,7 +149,7 @@ static bool complete(struct uring_queue *queue, struct backend_io *io, int resul
 static int uring_poll(struct backend_queue *base)
 {
     struct uring_queue *queue = (struct uring_queue *)base;
-    struct io_uring_cqe *cqes[BATCH];
+    struct io_uring_cqe *cqes[REAP];
     int ended = 0;
     unsigned count;
 
@@ -154,9 +158,9 @@ static int uring_poll(struct backend_queue *base)
         struct {
             struct backend_io *io;
             int result;
-        } done[BATCH];
+        } done[REAP];
 
-        count = io_uring_peek_batch_cqe(&queue->ring, cqes, BATCH);
+        count = io_uring_peek_batch_cqe(&queue->ring, cqes, REAP);
         for (unsigned i = 0; i < count; i++) {
             done[i].io = io_uring_cqe_get_data(cqes[i]);
             done[i].result = cqes[i]->res;
@@ -167,7 +171,7 @@ static int uring_poll(struct backend_queue *base)
             ended += complete(queue, done[i].io, done[i].result);
         }
         start_waiting(queue);
-    } while (count == BATCH);
+    } while (count == REAP);
     /* What the callbacks submitted: the caller may go to sleep now. */
     flush(queue);
     return ended;

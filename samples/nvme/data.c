@@ -9,36 +9,12 @@
 
 /* Host memory is thought of in pages of this size: a resolved piece ends at one of them at the latest. */
 #define UNIT 4096u
-#define SECTOR 512u
 /* Arrays that had more segments than this are given back at the end of the command. */
 #define KEPT_SEGMENTS (NVME_MAX_TRANSFER / UNIT + 1)
 
 /*
  * Room
  */
-
-bool buffer_get(struct command *cmd, struct buffer *buffer, size_t len)
-{
-    struct worker *worker = cmd->worker;
-    void *bytes = NULL;
-
-    buffer_put(cmd, buffer);
-    if (len > WORKER_BUFFERS - worker->buffered || posix_memalign(&bytes, UNIT, len) != 0) {
-        cmd->why = "there is no memory left for its data";
-        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
-        return false;
-    }
-    *buffer = (struct buffer){ .bytes = bytes, .len = len };
-    worker->buffered += len;
-    return true;
-}
-
-void buffer_put(struct command *cmd, struct buffer *buffer)
-{
-    cmd->worker->buffered -= buffer->len;
-    free(buffer->bytes);
-    *buffer = (struct buffer){ 0 };
-}
 
 static int grow(void **array, size_t size, size_t wanted, size_t *max)
 {
@@ -454,88 +430,4 @@ void data_reply(struct command *cmd, const void *data, size_t len)
         memcpy(cmd->buffer.bytes, data, len);
         data_map(cmd, len, PROT_WRITE, reply_mapped);
     }
-}
-
-/*
- * For the backend
- */
-
-static bool is_aligned(const struct iovec *iov)
-{
-    return ((uintptr_t)iov->iov_base | iov->iov_len) % SECTOR == 0;
-}
-
-/* False: there is a piece that the backend cannot use where it is. */
-static bool usable(const struct data *data, bool aligned)
-{
-    for (size_t i = 0; i < data->nr_segments; i++) {
-        const vfu_dma_request_t *req = &data->segments[i].request;
-
-        if (data->segments[i].bucket) {
-            return false;
-        }
-        for (size_t j = 0; j < req->nr_sgs; j++) {
-            if (req->iov[j].iov_base == NULL || (aligned && !is_aligned(&req->iov[j]))) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-/* The pieces close up, and those that touch become one. */
-static void compact(struct data *data)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < data->nr_segments; i++) {
-        const vfu_dma_request_t *req = &data->segments[i].request;
-
-        for (size_t j = 0; j < req->nr_sgs; j++) {
-            struct iovec piece = req->iov[j];
-
-            if (n > 0 && (char *)data->iov[n - 1].iov_base + data->iov[n - 1].iov_len ==
-                             (char *)piece.iov_base) {
-                data->iov[n - 1].iov_len += piece.iov_len;
-            } else {
-                data->iov[n++] = piece;
-            }
-        }
-    }
-    data->nr_iov = n;
-}
-
-static bool use_bounce(struct command *cmd)
-{
-    struct data *data = &cmd->data;
-
-    if (!buffer_get(cmd, &data->bounce, data->len) ||
-        (!(data->prot & PROT_WRITE) &&
-         !data_copy(cmd, 0, data->bounce.bytes, data->bounce.len, false))) {
-        return false;
-    }
-    if (grow_slots(data, 1) != 0) {
-        command_complete(cmd, NVME_SC_INTERNAL_ERROR);
-        return false;
-    }
-    data->iov[0] = (struct iovec){ .iov_base = data->bounce.bytes, .iov_len = data->bounce.len };
-    data->nr_iov = 1;
-    return true;
-}
-
-bool data_iov(struct command *cmd, bool aligned)
-{
-    if (!usable(&cmd->data, aligned)) {
-        return use_bounce(cmd);
-    }
-    compact(&cmd->data);
-    return true;
-}
-
-bool data_iov_done(struct command *cmd)
-{
-    struct data *data = &cmd->data;
-
-    return data->bounce.bytes == NULL ||
-           data_copy(cmd, 0, data->bounce.bytes, data->bounce.len, true);
 }

@@ -58,7 +58,7 @@ struct data {
     /* Where that is in this process. */
     char *sgs; /* max_slots entries, dma_sg_size() bytes each */
     struct iovec *iov;
-    size_t nr_iov, max_slots;
+    size_t max_slots;
     bool large; /* one of the worker's few with many segments */
     struct buffer bounce; /* for what only messages reach, and for bit buckets */
 
@@ -83,11 +83,11 @@ void data_reply(struct command *cmd, const void *data, size_t len);
 bool data_copy(struct command *cmd, uint64_t offset, void *buf, size_t len, bool to_guest);
 
 /*
- * Describes mapped data by data.iov, data.nr_iov: directly, or by a bounce buffer that was filled.
+ * bounce.c: gives mapped data to the command's backend I/O: directly, or by a buffer that was filled.
  * aligned: only addresses and lengths in units of 512 bytes will do. False as above.
  */
 bool data_iov(struct command *cmd, bool aligned);
-/* Writes a bounce buffer back, if one was used. False as above. */
+/* Writes such a buffer back, if one was used. False as above. */
 bool data_iov_done(struct command *cmd);
 
 /* Gives up waiting; the command's event follows if there was something to wait for. */
@@ -101,6 +101,8 @@ void data_destroy(struct command *cmd);
  */
 bool buffer_get(struct command *cmd, struct buffer *buffer, size_t len);
 void buffer_put(struct command *cmd, struct buffer *buffer);
+/* It is what the command's backend I/O is about. */
+void buffer_io(struct command *cmd, const struct buffer *buffer);
 
 /* For prp.c and sgl.c, and what those offer. Status codes. */
 uint16_t data_add(struct command *cmd, uint64_t addr, uint64_t len, bool bucket);

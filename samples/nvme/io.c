@@ -139,8 +139,6 @@ static void write_done(struct backend_io *io, int error)
 static void transfer(struct command *cmd)
 {
     if (data_iov(cmd, cmd->ns->aligned)) {
-        cmd->io.iov = cmd->data.iov;
-        cmd->io.nr_iov = cmd->data.nr_iov;
         submit(cmd, cmd->io.op == BACKEND_READ ? read_done : write_done);
     }
 }
@@ -164,22 +162,12 @@ static void io_write(struct command *cmd)
  * Commands that read into a buffer of ours
  */
 
-static struct iovec *buffer_iov(struct command *cmd)
-{
-    /* The data pointer's entries may be in use. */
-    struct iovec *iov = &cmd->data.list_iov[0];
-
-    *iov = (struct iovec){ .iov_base = cmd->buffer.bytes, .iov_len = cmd->buffer.len };
-    return iov;
-}
-
 static void read_to_buffer(struct command *cmd, void (*then)(struct backend_io *io, int error))
 {
     if (!buffer_get(cmd, &cmd->buffer, cmd->io.len)) {
         return;
     }
-    cmd->io.iov = buffer_iov(cmd);
-    cmd->io.nr_iov = 1;
+    buffer_io(cmd, &cmd->buffer);
     submit(cmd, then);
 }
 
