@@ -222,6 +222,7 @@ static void test_malformed_translations(void **state)
         assert_int_equal(fake_server_ask(&f->server, TRANSLATE, 0, NULL, &wrong[i],
                                          sizeof(wrong[i]), NULL, 0, NULL), EINVAL);
     }
+    memset(&msg, 0, sizeof(msg));
     msg.request = (struct vfio_user_ats_translate){ .argsz = 48, .length = PAGE };
     assert_int_equal(fake_server_ask(&f->server, TRANSLATE, 0, NULL, &msg, sizeof(msg), NULL, 0,
                                      NULL), EINVAL);
@@ -632,6 +633,37 @@ static void test_reconnect(void **state)
     assert_int_equal(vfuc_iommu_unmap(f->domain, PAGE, PAGE), 0);
 }
 
+static void *reconnect(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->result = vfuc_iommu_reconnect(w->f->iommu);
+    atomic_store(&w->done, true);
+    return NULL;
+}
+
+/* DMA-2: no translation into memory that the server does not know yet, here when it comes back. */
+static void test_memory_first(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter w = { .f = f };
+    struct reply reply;
+
+    assert_int_equal(vfuc_iommu_map(f->domain, 0, RAM, 8 * PAGE, RW), 0);
+    fake_server_hang_up(&f->server);
+    fake_server_clear(&f->server);
+    fake_server_hold(&f->server, VFIO_USER_DMA_MAP);
+    assert_int_equal(pthread_create(&w.thread, NULL, reconnect, &w), 0);
+    fake_server_wait(&f->server, VFIO_USER_DMA_MAP, 1);
+    assert_int_equal(ask(f, 0, PAGE, &reply), EIO);
+    assert_false(atomic_load(&w.done));
+    fake_server_hold(&f->server, 0);
+    pthread_join(w.thread, NULL);
+    assert_int_equal(w.result, 0);
+    assert_int_equal(ask(f, 0, PAGE, &reply), 0);
+    assert_entry(&reply, 0, 0, RAM, 8 * PAGE, RW);
+}
+
 /* Memory comes and goes: DMA-2 */
 static void test_memory(void **state)
 {
@@ -736,6 +768,7 @@ int main(void)
         CASE(test_refused_invalidation),
         CASE(test_hang_up),
         CASE(test_reconnect),
+        CASE(test_memory_first),
         CASE(test_memory),
         cmocka_unit_test(test_modes),
     };
