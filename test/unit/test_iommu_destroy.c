@@ -80,19 +80,16 @@ static void command(struct fixture *f, uint16_t cmd, const void *payload, size_t
 
 static void write_config(struct fixture *f, int cap_id, size_t reg, uint32_t value, uint32_t size)
 {
-    struct {
-        struct vfio_user_region_access access;
-        uint32_t value;
-    } write = {
-        .access = {
-            .offset = vfu_pci_find_capability(f->ctx, true, cap_id) + reg,
-            .region = VFU_PCI_DEV_CFG_REGION_IDX,
-            .count = size,
-        },
-        .value = value,
+    const struct vfio_user_region_access access = {
+        .offset = vfu_pci_find_capability(f->ctx, true, cap_id) + reg,
+        .region = VFU_PCI_DEV_CFG_REGION_IDX,
+        .count = size,
     };
+    uint8_t write[sizeof(access) + sizeof(value)];
 
-    command(f, VFIO_USER_REGION_WRITE, &write, sizeof(write.access) + size);
+    memcpy(write, &access, sizeof(access));
+    memcpy(write + sizeof(access), &value, sizeof(value));
+    command(f, VFIO_USER_REGION_WRITE, write, sizeof(access) + size);
 }
 
 static void attach(struct fixture *f)
@@ -145,17 +142,17 @@ static uint16_t next_command(struct fixture *f, uint16_t cmd)
 /* The access ends up in a cached translation, which it holds. */
 static void resolve(struct fixture *f)
 {
-    struct {
-        struct vfio_user_ats_translate_reply head;
-        struct vfio_user_ats_entry entry;
-    } reply = {
-        .head = { .argsz = sizeof(reply), .nr_entries = 1 },
-        .entry = { .address = 0x1000, .length = 0x1000, .translated = 0x2000,
-                   .perm = VFIO_USER_ATS_PERM_READ },
-    };
+    const struct vfio_user_ats_entry entry = { .address = 0x1000, .length = 0x1000,
+                                               .translated = 0x2000,
+                                               .perm = VFIO_USER_ATS_PERM_READ };
+    const struct vfio_user_ats_translate_reply head = { .argsz = sizeof(head) + sizeof(entry),
+                                                        .nr_entries = 1 };
+    uint8_t reply[sizeof(head) + sizeof(entry)];
     struct vfio_user_header hdr = { .cmd = VFIO_USER_ATS_TRANSLATE,
                                     .flags = VFIO_USER_F_TYPE_REPLY };
 
+    memcpy(reply, &head, sizeof(head));
+    memcpy(reply + sizeof(head), &entry, sizeof(entry));
     assert_int_equal(vfu_dma_resolve(f->ctx, &f->req), 0);
     hdr.msg_id = next_command(f, VFIO_USER_ATS_TRANSLATE);
     message(f, hdr, &reply, sizeof(reply), -1);
