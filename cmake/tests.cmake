@@ -100,6 +100,9 @@ foreach(source IN LISTS storms)
     set_tests_properties(stress/${name} PROPERTIES TIMEOUT 120
         ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/test/tsan.supp")
 endforeach()
+foreach(function malloc calloc aligned_alloc strdup mmap eventfd socketpair)
+    target_link_options(alloc_failures PRIVATE -Wl,--wrap=${function})
+endforeach()
 
 # Fuzz targets: test/fuzz/fuzz_<name>.c. Each is also a program that replays files, and a test that
 # replays the seeds and whatever was found before, test/fuzz/regressions/<name>/*.
