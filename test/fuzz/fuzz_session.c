@@ -338,19 +338,28 @@ static bool idle(int ms)
 
 /* The server's loop */
 
+static bool readable(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+    return fd >= 0 && poll(&pfd, 1, 0) > 0;
+}
+
+/* As long as there is something to do, as the loop of a device finds out. */
 static void run_server(void)
 {
-    int r = 1, err = 0;
+    int r, err;
 
-    while (r > 0 || (err == ENOTCONN && newcomer != -1)) {
+    do {
         if (newcomer != -1 || device.ctx->has_newcomer) {
             vfu_attach_ctx(device.ctx);
         }
         r = vfu_run_ctx(device.ctx);
-        err = errno;
+        err = r < 0 ? errno : 0;
+        REQUIRE(r >= 0 || err == ENOTCONN || err == EBUSY);
         peer_drain(&peer);
-    }
-    REQUIRE(r == 0 || err == ENOTCONN || err == EBUSY);
+    } while (r > 0 || (r == 0 && readable(vfu_get_poll_fd(device.ctx))) ||
+             (err == ENOTCONN && newcomer != -1));
     vfu_next_timeout(device.ctx);
 }
 
@@ -359,17 +368,16 @@ static void settle(void)
 {
     const struct device_order quiesced = { .number = ORDER_QUIESCED };
 
-    for (int i = 0; i < 100; i++) {
+    for (int i = 0; i < 10000; i++) {
         device_release_all(&device);
         run_server();
         if (!device.quiescing) {
-            break;
+            return;
         }
         device_obey(&device, &quiesced);
         peer_drain(&peer);
     }
     REQUIRE(!device.quiescing);
-    run_server();
 }
 
 static unsigned open_descriptors(void)
