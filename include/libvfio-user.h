@@ -256,7 +256,7 @@ typedef ssize_t(vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx, char *buf, size_t co
  * @flags: VFU_REGION_FLAG_*, with READ or WRITE at least.
  * @mmap_areas: parts that the client may map: iov_base is the offset, iov_len the length, bytes;
  *   copied. NULL with a descriptor means the whole region.
- * @nr_mmap_areas: entries of @mmap_areas.
+ * @nr_mmap_areas: entries of @mmap_areas, at most 4096.
  * @fd: file that backs the region, or -1. Neither duplicated nor closed.
  * @offset: where in the file the region begins, bytes.
  *
@@ -603,7 +603,7 @@ int vfu_setup_irq_state_callback(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type,
  *
  * Returns 0, or -1 with errno:
  * EINVAL: no such interrupt. ENOENT: the client has not set an eventfd for it.
- * Others of write(2) on the eventfd.
+ * EAGAIN: the client has filled its counter. Others of write(2) on the eventfd.
  *
  * Any thread.
  */

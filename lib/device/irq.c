@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/vfio.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/param.h>
@@ -105,10 +106,18 @@ static bool is_masked(const struct irqs *irqs, size_t index)
     return (irqs->vectors[index].masks & masks) != 0;
 }
 
+/*
+ * The client may have filled a counter whose writers wait, and a vector's lock is held: it is not
+ * waited for.
+ */
 static int signal_fd(int fd)
 {
     const uint64_t one = 1;
+    struct pollfd pfd = { .fd = fd, .events = POLLOUT };
 
+    if (poll(&pfd, 1, 0) == 0) {
+        return -EAGAIN;
+    }
     return write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one) ? 0 : -errno;
 }
 

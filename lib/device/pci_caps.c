@@ -393,6 +393,21 @@ ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,
     return (ssize_t)pos;
 }
 
+void pci_config_keep_extended(struct pci_config *pci, unsigned nr)
+{
+    struct pci_cap_list *list = &pci->extended;
+    uint8_t *bytes = (uint8_t *)pci->space;
+
+    while (list->nr > nr) {
+        const struct pci_cap *cap = &list->caps[--list->nr];
+
+        memset(bytes + cap->offset, 0, cap->size);
+    }
+    if (nr > 0) {
+        ((struct pcie_ext_cap_hdr *)(bytes + list->caps[nr - 1].offset))->next = 0;
+    }
+}
+
 /*
  * Walks the list in the buffer, which the device may have edited: every link is checked, and no
  * more are followed than there is room for.

@@ -80,6 +80,9 @@ ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,
 ssize_t pci_config_find_capability(const struct pci_config *pci, bool extended, size_t pos,
                                    int id);
 
+/* Takes back the extended capabilities that were added last, down to the first nr. */
+void pci_config_keep_extended(struct pci_config *pci, unsigned nr);
+
 /* The registers of the IOMMU capabilities, for those who act on them. Control thread. */
 struct pci_iommu_registers {
     bool ats_enabled;

@@ -63,6 +63,7 @@ static int add_capabilities(struct vfu_ctx *ctx, const vfu_iommu_config_t *confi
         .pasidc = { .eps = config->pasid_exec, .pms = config->pasid_priv,
                     .width = config->pasid_bits & 31 },
     };
+    const unsigned before = ctx->pci.extended.nr;
     ssize_t r = 0;
 
     if (config->ats) {
@@ -74,7 +75,11 @@ static int add_capabilities(struct vfu_ctx *ctx, const vfu_iommu_config_t *confi
     if (r >= 0 && config->pasid_bits > 0) {
         r = add_extended(ctx, &pasid);
     }
-    return r < 0 ? (int)r : 0;
+    if (r < 0) {
+        pci_config_keep_extended(&ctx->pci, before);
+        return (int)r;
+    }
+    return 0;
 }
 
 int iommu_setup(struct vfu_ctx *ctx, const vfu_iommu_config_t *config)

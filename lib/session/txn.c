@@ -87,6 +87,9 @@ void txn_end(struct session *s, struct txn *txn, int err)
     txn->state = TXN_DONE;
     if (txn->done != NULL) {
         TAILQ_INSERT_TAIL(&s->txns.completed, txn, link);
+        if (--s->txns.nr_async == 0) {
+            s->txns.next_deadline = DEADLINE_NEVER;
+        }
         session_wake_control(s);
     }
     wake_waiters(s);
@@ -265,6 +268,7 @@ int txn_start(struct session *s, struct txn *txn)
     LIST_INSERT_HEAD(bucket_of(t, txn->id), txn, bucket);
     TAILQ_INSERT_TAIL(&t->pending, txn, link);
     t->nr_pending++;
+    t->nr_async += txn->done != NULL;
     pthread_mutex_unlock(&s->lock);
 
     send_command(s, txn->id, txn->cmd, txn->flags, txn->out, txn->nr_out);

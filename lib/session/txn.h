@@ -62,6 +62,7 @@ struct txn_table {
     struct txn_list pending; /* oldest first */
     struct txn_list completed; /* asynchronous, their callback not yet run */
     unsigned nr_pending;
+    unsigned nr_async; /* of them, those with a callback */
     uint64_t next_deadline; /* none of the pending expires before */
     uint16_t last_id;
     /* Ids given up whose reply may still come: not used again until then. */

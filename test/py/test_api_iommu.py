@@ -249,14 +249,20 @@ def test_setup_before_dma(device):
         setup_iommu(device, **EVERYTHING)
 
 
-def test_setup_without_room(device):
+@pytest.mark.parametrize("left", [0, 8, 16])
+def test_setup_without_room(device, left):
+    """All of the capabilities or none."""
     device.pci_init()
     device.setup_dma(8)
-    size = 0xEF8
+    size = 0xF00 - 8 - left
     device.add_capability(struct.pack("<II", 0x1000B, size << 20) + bytes(size - 8),
                           flags=abi.CAP_EXTENDED)
     with fails(errno.ENOSPC):
         setup_iommu(device, **EVERYTHING)
+    for cap_id in (soft.ATS, soft.PRI, soft.PASID):
+        with fails(errno.ENOENT):
+            device.lib.vfu_pci_find_capability(device.ctx, True, cap_id)
+    setup_iommu(device)
 
 
 @pytest.mark.parametrize("config, ids", [
@@ -680,6 +686,7 @@ def test_next_timeout_of_a_translation(dev):
     dev.until(lambda: commands)
     dev.iommu.translate(commands[0])
     assert dev.settle(access) == errno.EFAULT
+    assert dev.lib.vfu_next_timeout(dev.ctx) == -1, "nothing is asked any more"
 
 
 # vfu_dma_resolve_wait, vfu_dma_move, vfu_dma_release, vfu_dma_cancel

@@ -151,7 +151,10 @@ def test_err_and_req_are_not_triggered(device, client, events):
     assert [count(fd) for fd in events[:2]] == [0, 0]
 
 
-def test_trigger_a_full_eventfd(device, client, events):
+@pytest.mark.parametrize("blocking", [False, True])
+def test_trigger_a_full_eventfd(device, client, events, blocking):
+    """Not even one whose writers wait is waited for."""
+    os.set_blocking(events[0], blocking)
     os.eventfd_write(events[0], (1 << 64) - 2)
     client.set_irqs(MSI, SET_FDS, fds=events[:1])
     with fails(errno.EAGAIN):
