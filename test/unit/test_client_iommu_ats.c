@@ -410,6 +410,48 @@ static void test_translated_messages(void **state)
     assert_int_equal(dma_read(f, VFIO_USER_F_TRANSLATED, ME, 0, 1, &msg), EFAULT);
 }
 
+/* RST-4: dirty pages are those of memory. */
+
+struct written {
+    uint64_t address[4], size[4];
+    unsigned nr;
+};
+
+static void on_written(void *pvt, vfuc_iommu_t *iommu, uint64_t address, uint64_t size)
+{
+    struct written *written = pvt;
+
+    (void)iommu;
+    written->address[written->nr % 4] = address;
+    written->size[written->nr++ % 4] = size;
+}
+
+static void test_written(void **state)
+{
+    struct written written = { .nr = 0 };
+    const vfuc_iommu_options_t options = { .written = on_written, .pvt = &written };
+    static struct access_msg msg;
+    struct fixture f;
+
+    (void)state;
+    fixture_start(&f, FULL_VERSION, &options);
+    assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM + 5 * PAGE, PAGE, RW), 0);
+    assert_int_equal(vfuc_iommu_map(f.domain, PAGE, RAM + 2 * PAGE, PAGE, RW), 0);
+    assert_int_equal(dma_read(&f, 0, ME, 0xff0, 0x20, &msg), 0);
+    assert_int_equal(dma_write(&f, 0, ME, PAGE, 2 * PAGE, 1), EFAULT);
+    assert_int_equal(written.nr, 0);
+    assert_int_equal(dma_write(&f, 0, ME, 0xff0, 0x30, 1), 0);
+    assert_int_equal(dma_write(&f, VFIO_USER_F_TRANSLATED, ME, RAM + 7, 9, 1), 0);
+    assert_int_equal(written.nr, 3);
+    assert_int_equal(written.address[0], RAM + 5 * PAGE + 0xff0);
+    assert_int_equal(written.size[0], 0x10);
+    assert_int_equal(written.address[1], RAM + 2 * PAGE);
+    assert_int_equal(written.size[1], 0x20);
+    assert_int_equal(written.address[2], RAM + 7);
+    assert_int_equal(written.size[2], 9);
+    fixture_end(&f);
+}
+
 /* Invalidations */
 
 static void assert_invalidation(struct fixture *f, size_t nth, uint32_t pasid, uint32_t flags,
@@ -761,6 +803,7 @@ int main(void)
         CASE(test_untranslated_messages),
         CASE(test_message_permissions),
         CASE(test_translated_messages),
+        cmocka_unit_test(test_written),
         CASE(test_what_is_invalidated),
         CASE(test_unmap_waits),
         CASE(test_gather),
