@@ -175,7 +175,9 @@ static void finish_stop(struct nvme *nvme)
     c->stop_wanted = false;
     c->shutdown_wanted = false;
     admin_reset(nvme);
-    memset(nvme->doorbells, 0, sizeof(*nvme->doorbells));
+    for (unsigned i = 0; i < NR_DOORBELLS; i++) {
+        atomic_store(&nvme->doorbells->reg[i], 0);
+    }
     pthread_mutex_lock(&c->lock);
     c->state = CONTROLLER_OFF;
     atomic_store(&c->csts, 0);
