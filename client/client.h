@@ -133,8 +133,11 @@ int client_begin_setup(struct vfuc *client);
 /* r, as the public functions return it. */
 int client_end_setup(struct vfuc *client, int r);
 
-/* Ends a connection, and every command that somebody waits for. */
-void client_break(struct vfuc *client, uint64_t epoch);
+/*
+ * Ends a connection, and every command that somebody waits for: with ETIMEDOUT if that is why, or
+ * with ENOTCONN. err: a negative errno.
+ */
+void client_break(struct vfuc *client, uint64_t epoch, int err);
 
 /* The connection that this thread may send a command on: 0 or -ENOTCONN. */
 int client_epoch(struct vfuc *client, uint64_t *epoch);

@@ -156,7 +156,7 @@ int client_send(struct vfuc *client, uint64_t epoch, const struct vfio_user_head
     }
     pthread_mutex_unlock(&client->send_lock);
     if (err < 0 && (started || err == -ENOTCONN || err == -ETIMEDOUT)) {
-        client_break(client, epoch);
+        client_break(client, epoch, err);
     }
     return err;
 }
@@ -247,7 +247,17 @@ void client_close_inbox(struct inbox *inbox)
 
 /* Life */
 
-static int connect_socket(const char *path)
+/* Neither a server that does not read nor one that does not write holds us for ever. */
+static void set_timeouts(int fd, uint32_t ms)
+{
+    const struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
+
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+}
+
+/* Nor one that does not accept: what waits in front of it is limited (listen(2)). */
+static int connect_socket(const char *path, uint32_t timeout_ms)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     int fd, err;
@@ -260,21 +270,15 @@ static int connect_socket(const char *path)
     if (fd == -1) {
         return -errno;
     }
-    if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == -1) {
-        err = errno;
+    set_timeouts(fd, timeout_ms);
+    do {
+        err = connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == -1 ? errno : 0;
+    } while (err == EINTR);
+    if (err != 0) {
         close(fd);
-        return -err;
+        return err == EAGAIN ? -ETIMEDOUT : -err;
     }
     return fd;
-}
-
-/* Neither a server that does not read nor one that does not write holds us for ever. */
-static void set_timeouts(int fd, uint32_t ms)
-{
-    const struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
-
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
 }
 
 static void init_locks(struct vfuc *client)
@@ -397,7 +401,7 @@ static void hang_up(struct vfuc *client)
     client->ending = true;
     epoch = client->epoch;
     pthread_mutex_unlock(&client->lock);
-    client_break(client, epoch);
+    client_break(client, epoch, -ENOTCONN);
     if (client->receiving) {
         pthread_join(client->receiver, NULL);
         client->receiving = false;
@@ -409,13 +413,12 @@ static void hang_up(struct vfuc *client)
 static int establish(struct vfuc *client, enum client_state state)
 {
     vfuc_agreed_t agreed;
-    int err = connect_socket(client->path);
+    int err = connect_socket(client->path, client->options.timeout_ms);
 
     if (err < 0) {
         return err;
     }
     set_socket(client, err);
-    set_timeouts(client->fd, client->options.timeout_ms);
     set_state(client, state);
     err = client_negotiate(client, &agreed);
     if (err == 0) {
@@ -426,7 +429,7 @@ static int establish(struct vfuc *client, enum client_state state)
     if (err < 0) {
         hang_up(client);
     }
-    return err == -EAGAIN ? -ETIMEDOUT : err;
+    return err;
 }
 
 vfuc_t *vfuc_connect(const char *path, const vfuc_options_t *options)

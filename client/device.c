@@ -73,6 +73,7 @@ static int read_areas(const uint8_t *reply, size_t len, const struct vfio_region
         return -EPROTO;
     }
     memcpy(&cap, reply + offset, sizeof(cap));
+    info->sparse = true;
     if ((len - (size_t)offset - sizeof(cap)) / sizeof(area) < cap.nr_areas) {
         return -EPROTO;
     }

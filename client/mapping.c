@@ -20,12 +20,12 @@ struct vfuc_mapping {
     LIST_ENTRY(vfuc_mapping) link;
 };
 
-/* A region without areas that may be mapped is one area. */
+/* A region that may be mapped, and does not say where, is one area. */
 static void whole_region(vfuc_region_info_t *info)
 {
     if (!(info->flags & VFIO_REGION_INFO_FLAG_MMAP) || info->fd == -1) {
         info->nr_areas = 0;
-    } else if (!(info->flags & VFIO_REGION_INFO_FLAG_CAPS) && info->size > 0) {
+    } else if (!info->sparse && info->size > 0) {
         info->nr_areas = 1;
         info->areas[0] = (vfuc_mmap_area_t){ 0, info->size };
     }

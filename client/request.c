@@ -63,8 +63,13 @@ static void complete(struct call *call, const uint8_t *payload, size_t len)
     free(call);
 }
 
+static int broken_error(int err)
+{
+    return err == -ETIMEDOUT ? ETIMEDOUT : ENOTCONN;
+}
+
 /* Calls that nobody waits for are left to the receiver, whose thread their callbacks run on. */
-void client_break(struct vfuc *client, uint64_t epoch)
+void client_break(struct vfuc *client, uint64_t epoch, int err)
 {
     struct call *call, *next;
 
@@ -76,7 +81,7 @@ void client_break(struct vfuc *client, uint64_t epoch)
             for (call = LIST_FIRST(&client->calls[i]); call != NULL; call = next) {
                 next = LIST_NEXT(call, link);
                 if (call->done == NULL) {
-                    end_call(client, call, ENOTCONN);
+                    end_call(client, call, broken_error(err));
                 }
             }
         }
@@ -162,7 +167,7 @@ static void wait_for(struct vfuc *client, struct call *call, uint64_t epoch)
     if (late) {
         client_log(client, "no reply to command %u in %u ms: connection ended", call->cmd,
                    client->options.timeout_ms);
-        client_break(client, epoch);
+        client_break(client, epoch, -ENOTCONN);
     }
 }
 
@@ -251,8 +256,9 @@ int client_start(struct vfuc *client, const struct client_start *start)
     }
     hdr.msg_id = id;
     /* From here on the call is the receiver's, which ends it with the connection. */
-    if (client_send(client, epoch, &hdr, start->out, start->nr_out, NULL, 0) < 0) {
-        client_break(client, epoch);
+    err = client_send(client, epoch, &hdr, start->out, start->nr_out, NULL, 0);
+    if (err < 0) {
+        client_break(client, epoch, err);
     }
     return 0;
 }
@@ -546,8 +552,8 @@ void *client_receive(void *arg)
             err = check_unattended(client);
         }
     } while (err == 0);
-    client_break(client, epoch);
-    end_unattended(client, err == -ETIMEDOUT ? ETIMEDOUT : ENOTCONN);
+    client_break(client, epoch, err);
+    end_unattended(client, broken_error(err));
     pthread_mutex_lock(&client->lock);
     ending = client->ending;
     pthread_mutex_unlock(&client->lock);

@@ -443,10 +443,10 @@ static void show_region(const struct device *device, uint32_t region)
            info.flags & VFIO_REGION_INFO_FLAG_WRITE ? "/write" : "");
     if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP)) {
         printf(", by messages\n");
-    } else if (info.nr_areas == 0) {
+    } else if (!info.sparse) {
         printf(", may be mapped\n");
     } else {
-        printf(", may be mapped at");
+        printf(", may be mapped at%s", info.nr_areas == 0 ? " no place" : "");
         for (uint32_t i = 0; i < info.nr_areas; i++) {
             printf(" 0x%" PRIx64 "-0x%" PRIx64, info.areas[i].offset,
                    info.areas[i].offset + info.areas[i].size - 1);

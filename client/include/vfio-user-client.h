@@ -133,6 +133,7 @@ typedef struct {
     uint64_t fd_offset; /* of the region in fd */
     uint32_t flags; /* VFIO_REGION_INFO_FLAG_* */
     int fd; /* the caller's from now on; -1: the region cannot be mapped */
+    bool sparse; /* only the areas may be mapped; false: all of it, if it has the MMAP flag */
     uint32_t nr_areas;
     vfuc_mmap_area_t areas[VFUC_MAX_AREAS];
 } vfuc_region_info_t;

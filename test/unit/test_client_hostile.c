@@ -15,6 +15,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -83,6 +84,26 @@ static int do_mmap(vfuc_t *client)
     vfuc_region_munmap(mapping);
     errno = err;
     return mapping != NULL ? 0 : -1;
+}
+
+static int count_areas(vfuc_t *client)
+{
+    vfuc_mapped_area_t area;
+    vfuc_mapping_t *mapping = vfuc_region_mmap(client, 2, PROT_READ);
+    int n = mapping != NULL ? (int)vfuc_mapping_areas(mapping, &area, 1) : -1;
+
+    vfuc_region_munmap(mapping);
+    return n;
+}
+
+static int do_map_all(vfuc_t *client)
+{
+    return count_areas(client) == 1 ? 0 : -1;
+}
+
+static int do_map_none(vfuc_t *client)
+{
+    return count_areas(client) == 0 ? 0 : -1;
 }
 
 static int do_irq(vfuc_t *client)
@@ -326,7 +347,10 @@ static const struct region_lie
     area_far_behind = { .info = INFO(.cap_offset = SPARSE, .offset = 1ull << 63), .cap = CAP(1),
                         .areas = { { 0, 0x1000 } } },
     whole_behind_file = { .info = PLAIN(.size = 0x8000) },
-    whole_in_file = { .info = PLAIN(.size = 0x4000) };
+    whole_in_file = { .info = PLAIN(.size = 0x4000) },
+    whole_with_other = { .info = { .index = 2, .flags = CAPS, .size = 0x4000, .cap_offset = OTHER },
+                         .other = { .id = 77 } },
+    sparse_and_empty = { .info = INFO(.cap_offset = SPARSE), .cap = CAP(0) };
 
 #define LIE(lie, n) { .payload = &(lie), .len = AREAS(n), .nr_fds = 1 }
 
@@ -361,6 +385,9 @@ static void test_regions(void **state)
         { "far behind the file", do_mmap, EPROTO, false, LIE(area_far_behind, 1) },
         { "region behind the file", do_mmap, EPROTO, false, LIE(whole_behind_file, 0) },
         { "region in the file", do_mmap, 0, false, LIE(whole_in_file, 0) },
+        { "region, counted", do_map_all, 0, false, LIE(whole_in_file, 0) },
+        { "another capability", do_map_all, 0, false, LIE(whole_with_other, 0) },
+        { "areas, but none", do_map_none, 0, false, LIE(sparse_and_empty, 0) },
         { "no file", do_mmap, 0, false, { .payload = &whole_in_file, .len = AREAS(0) } },
     };
 
@@ -974,6 +1001,34 @@ static void test_stop_in_the_middle(void **state)
     close(owner.lost_fd);
 }
 
+/* One that does not accept, with as many in front of it as there may be. */
+static void test_full_queue(void **state)
+{
+    const vfuc_options_t options = { .timeout_ms = SHORT_TIMEOUT_MS };
+    struct sockaddr_un addr = { .sun_family = AF_UNIX, .sun_path = "/tmp/vfuc-full-XXXXXX" };
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0), waiting[8], n = 0, r;
+
+    (void)state;
+    assert_non_null(mkdtemp(addr.sun_path));
+    strcat(addr.sun_path, "/socket");
+    assert_int_equal(bind(listener, (struct sockaddr *)&addr, sizeof(addr)), 0);
+    assert_int_equal(listen(listener, 0), 0);
+    do {
+        waiting[n] = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        r = connect(waiting[n++], (struct sockaddr *)&addr, sizeof(addr));
+    } while (r == 0 && n < 8);
+    assert_int_equal(r, -1);
+    assert_null(vfuc_connect(addr.sun_path, &options));
+    assert_int_equal(errno, ETIMEDOUT);
+    while (n > 0) {
+        close(waiting[--n]);
+    }
+    close(listener);
+    unlink(addr.sun_path);
+    *strrchr(addr.sun_path, '/') = '\0';
+    rmdir(addr.sun_path);
+}
+
 static void test_no_server(void **state)
 {
     char path[200];
@@ -1004,6 +1059,7 @@ int main(void)
         cmocka_unit_test(test_unattended),
         cmocka_unit_test(test_hang_up),
         cmocka_unit_test(test_stop_in_the_middle),
+        cmocka_unit_test(test_full_queue),
         cmocka_unit_test(test_no_server),
     };
 
