@@ -182,7 +182,7 @@ typedef struct vfuc_iommu_memory {
     uint64_t address; /* in the space that translations lead to */
     uint64_t size;    /* bytes */
     int prot;         /* PROT_READ, PROT_WRITE: what a device may do */
-    int fd;           /* a memory file, shared with the server; -1: it gets at it by messages only */
+    int fd;           /* a memory file, shared with the server; -1: none, by messages only */
     uint64_t fd_offset;
     void *vaddr;      /* the same memory here; NULL: mapped by the library, which needs an fd */
 } vfuc_iommu_memory_t;

@@ -133,10 +133,10 @@ static const char *head_fault(const struct message *msg, const struct arrival *a
 {
     const struct vfio_user_page_request *head = &a->head;
     bool no_reply = (msg->hdr->flags & VFIO_USER_F_NO_REPLY) != 0;
+    const size_t entry = sizeof(struct vfio_user_page_request_entry);
     size_t room = msg->len - sizeof(*head);
 
-    if (head->argsz != msg->len || head->nr_entries != room / sizeof(struct vfio_user_page_request_entry) ||
-        room % sizeof(struct vfio_user_page_request_entry) != 0) {
+    if (head->argsz != msg->len || head->nr_entries != room / entry || room % entry != 0) {
         return "does not have the size that it says";
     }
     if ((head->flags & ~(uint32_t)(VFIO_USER_PAGE_REQ_F_LAST | VFIO_USER_PAGE_REQ_F_STOP)) != 0 ||

@@ -111,7 +111,8 @@ static bool check_pasids(struct driver *d, char *seen, size_t size)
     for (unsigned pasid = 1; pasid <= 2; pasid++) {
         ok = device_sees(d, pasid, 0, (uint8_t)(0xa0 + pasid)) && ok;
     }
-    snprintf(seen, size, "address 0x%" PRIx64 " holds 0xa1 in PASID 1 and 0xa2 in PASID 2", iova(0));
+    snprintf(seen, size, "address 0x%" PRIx64 " holds 0xa1 in PASID 1 and 0xa2 in PASID 2",
+             iova(0));
     return ok;
 }
 

@@ -426,6 +426,6 @@ bool check_evicted(struct bench *b)
     ok = moves(b, (uintptr_t)from, (uintptr_t)to, 48, 0x43) && ok;
     vfuc_iommu_stats(iommu, &after);
     machine_check(b->machine, "unbind", vfuc_iommu_unbind_process(iommu, b->pasid));
-    say(b, "a page is taken, discarded and filled anew: the device asks for it again and sees that");
+    say(b, "a page is taken, discarded and filled anew: the device asks again, and sees that");
     return ok && after.faults == before.faults + 1;
 }

@@ -23,7 +23,8 @@ typedef bool (check_t)(struct bench *b);
 
 check_t check_identity, check_scattered, check_unmapped_write, check_unmapped_read,
     check_read_only, check_other_page, check_under_way, check_batch, check_spaces, check_stage1,
-    check_stage2, check_both_stages, check_on_demand, check_no_such_page, check_process, check_evicted;
+    check_stage2, check_both_stages, check_on_demand, check_no_such_page, check_process,
+    check_evicted;
 
 /* The fault callback that the checks of page requests count on. */
 void on_fault(void *pvt, vfuc_iommu_t *iommu, const vfuc_iommu_fault_t *fault);
