@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Commands that wait for a page which nobody brings in: what ends their waiting, and what does not."""
+
+import pytest
+
+from test_nvme_iommu import PRI, attach
+from test_nvme_migration import RUNNING, STOP, set_state
+from vfiouser import wire
+from vfiouser.nvme import Namespace, pattern
+from vfiouser.nvme_spec import (ADMIN_ABORT, ADMIN_DELETE_SQ, IO_FLUSH, IO_READ, IO_WRITE, PAGE,
+                                SUCCESS)
+
+ABORT_REQUESTED, ABORTED_BY_DELETION = 0x07, 0x08
+NOWHERE = 0x7000000000
+
+
+class Waiting:
+    """A queue whose command waits; the page requests are kept."""
+
+    def __init__(self, server):
+        self.nvme = attach(server, pri=True)
+        self.disk = Namespace(self.nvme, self.nvme.start_io(2))
+        self.held = []
+        self.nvme.client.handlers[wire.Cmd.PAGE_REQUEST] = self.held.append
+        self.sq = self.disk.sq
+
+    def submit(self, opcode=IO_READ):
+        cid = self.nvme.transfer(self.sq, opcode, 0, 8, NOWHERE, PAGE)
+        self.nvme.poll(lambda: self.nvme.csts is not None and self.held, "no page request")
+        return cid
+
+    def bring_in(self):
+        soft_iommu = self.nvme.memory.iommu
+        if self.nvme.memory.table.find(NOWHERE) is None:
+            self.nvme.memory.table.map(NOWHERE, soft_iommu.frame(next(self.nvme.memory.frames)))
+        soft_iommu.on_fault = lambda key, iova, perm: wire.PAGE_SUCCESS
+        self.nvme.client.handlers[wire.Cmd.PAGE_REQUEST] = soft_iommu.page_request
+        for request in self.held:
+            soft_iommu.page_request(request)
+
+
+@pytest.fixture
+def waiting(nvme_server):
+    return Waiting(nvme_server)
+
+
+@PRI
+def test_others_go_on(waiting):
+    cid = waiting.submit()
+    waiting.nvme.queues[2].ok(IO_FLUSH, nsid=1)
+    waiting.sq.ok(IO_FLUSH, nsid=1)
+    waiting.disk.write(0, pattern(PAGE, 9))
+    waiting.bring_in()
+    assert waiting.sq.wait(cid).status == SUCCESS
+    assert waiting.nvme.memory.read(NOWHERE, 8) in (pattern(8, 9), bytes(8))
+
+
+@PRI
+@pytest.mark.parametrize("opcode", [IO_READ, IO_WRITE])
+def test_abort(waiting, opcode):
+    cid = waiting.submit(opcode)
+    assert waiting.nvme.admin.ok(ADMIN_ABORT, cdw10=cid << 16 | waiting.sq.qid).result & 1 == 0
+    assert waiting.sq.wait(cid).status == ABORT_REQUESTED
+    assert waiting.nvme.admin.ok(ADMIN_ABORT, cdw10=cid << 16 | waiting.sq.qid).result & 1 == 1
+    waiting.bring_in()
+    waiting.sq.ok(IO_FLUSH, nsid=1)
+
+
+@PRI
+def test_deletion_of_the_queue(waiting):
+    cid = waiting.submit()
+    waiting.nvme.admin.ok(ADMIN_DELETE_SQ, cdw10=waiting.sq.qid)
+    assert waiting.sq.wait(cid).status == ABORTED_BY_DELETION
+    waiting.bring_in()
+    waiting.nvme.queues[2].ok(IO_FLUSH, nsid=1)
+
+
+@PRI
+def test_stopped_for_migration(waiting):
+    """It is put off, and begins again."""
+    waiting.disk.write(0, pattern(PAGE, 5))
+    cid = waiting.submit()
+    for _ in range(3):
+        set_state(waiting.nvme.client, STOP)
+        set_state(waiting.nvme.client, RUNNING)
+        waiting.nvme.queues[2].ok(IO_FLUSH, nsid=1)
+    waiting.bring_in()
+    assert waiting.sq.wait(cid).status == SUCCESS
+    assert waiting.nvme.memory.read(NOWHERE, PAGE) == pattern(PAGE, 5)
