@@ -20,7 +20,7 @@
 struct shadow_doorbells {
     struct event event;
     struct command *cmd; /* that sets them up */
-    struct ring values; /* written by the host */
+    struct ring values;  /* written by the host */
     struct ring wanted; /* read by it: which value of a doorbell is to be written to the register */
     bool on;
     bool fresh; /* what the registers say has to be copied there yet */
@@ -44,7 +44,7 @@ struct features {
     uint16_t vector_coalescing[NVME_MAX_QUEUES]; /* bit 0: disabled */
     uint32_t atomicity;
     uint32_t async_events;
-    uint64_t timestamp; /* ms; what was set */
+    uint64_t timestamp;    /* ms; what was set */
     uint64_t timestamp_at; /* ms of the monotonic clock, when it was */
     uint8_t timestamp_set;
     uint8_t host_id[16];
@@ -54,7 +54,7 @@ struct async_events {
     uint16_t cids[ADMIN_EVENT_LIMIT]; /* requests held */
     unsigned nr_held;
     uint32_t pending[NVME_EVENT_TYPES]; /* a result each; NO_VALUE: none */
-    uint8_t masked[NVME_EVENT_TYPES]; /* reported, and the log page not read since */
+    uint8_t masked[NVME_EVENT_TYPES];   /* reported, and the log page not read since */
 };
 
 struct error_log {
@@ -69,8 +69,8 @@ struct admin {
     atomic_bool write_cache; /* all workers look at it */
     enum queue_state cq_state[NVME_MAX_QUEUES], sq_state[NVME_MAX_QUEUES];
     struct command *deleting_cq[NVME_MAX_QUEUES], *deleting_sq[NVME_MAX_QUEUES];
-    unsigned nr_aborts; /* under way */
-    atomic_uint shadow_setups; /* workers that have not taken them yet */
+    unsigned nr_aborts;               /* under way */
+    atomic_uint shadow_setups;        /* workers that have not taken them yet */
     struct shadow_doorbells *shadows; /* one per worker */
     struct event bad_doorbell_event;
     atomic_bool bad_doorbell_posted;

@@ -56,8 +56,8 @@ static void report(struct command *cmd, uint16_t status)
     struct nvme *nvme = cmd->worker->nvme;
 
     vfu_log(nvme->ctx, LOG_INFO, "queue %u command 0x%04x opcode 0x%02x: %s (status 0x%03x)",
-            cmd->sq->id, cmd->sqe.cid, cmd->sqe.opcode,
-            cmd->why != NULL ? cmd->why : "failed", status & ~NVME_STATUS_DNR);
+            cmd->sq->id, cmd->sqe.cid, cmd->sqe.opcode, cmd->why != NULL ? cmd->why : "failed",
+            status & ~NVME_STATUS_DNR);
     error_log_add(nvme, cmd, status);
 }
 

@@ -14,10 +14,10 @@ struct namespace;
 enum command_stage {
     STAGE_FREE,
     STAGE_RUNNING, /* the worker is at it */
-    STAGE_MEMORY, /* waits for guest memory */
+    STAGE_MEMORY,  /* waits for guest memory */
     STAGE_BACKEND, /* waits for the backend, or for another worker */
-    STAGE_DONE, /* waits for its completion to be posted */
-    STAGE_PARKED, /* put off */
+    STAGE_DONE,    /* waits for its completion to be posted */
+    STAGE_PARKED,  /* put off */
 };
 
 struct command {
@@ -28,8 +28,8 @@ struct command {
     bool aborted; /* on the host's wish */
     uint16_t status;
     uint32_t result;
-    uint64_t lba; /* for the error log */
-    const char *why; /* for the log */
+    uint64_t lba;            /* for the error log */
+    const char *why;         /* for the log */
     struct nvme_command sqe; /* a copy: the guest's may change */
     struct data data;
     void (*resume)(struct command *cmd); /* what its event goes on with */

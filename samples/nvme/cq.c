@@ -114,8 +114,7 @@ static bool update_head(struct cq *cq)
     if (!head_moved(cq, &head)) {
         return false;
     }
-    if (head >= cq->entries ||
-        (head + cq->entries - cq->head) % cq->entries > occupied(cq)) {
+    if (head >= cq->entries || (head + cq->entries - cq->head) % cq->entries > occupied(cq)) {
         cq->bad_head = head;
         vfu_log(nvme->ctx, LOG_INFO, "completion queue %u: head doorbell %u, with %u entries",
                 cq->id, head, cq->entries);
@@ -142,8 +141,7 @@ unsigned cq_poll(struct cq *cq)
     }
     if (cq->signal) {
         cq->signal = false;
-        interrupt_raise(cq->worker->nvme,
-                        atomic_load_explicit(&cq->vector, memory_order_relaxed));
+        interrupt_raise(cq->worker->nvme, atomic_load_explicit(&cq->vector, memory_order_relaxed));
     }
     return n;
 }

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Host memory is thought of in pages of this size: a resolved piece ends at one of them at the latest. */
+/* Host memory is thought of in pages of this size: a piece may end at each of them. */
 #define UNIT 4096u
 /* Arrays that had more segments than this are given back at the end of the command. */
 #define KEPT_SEGMENTS (NVME_MAX_TRANSFER / UNIT + 1)
@@ -373,7 +373,7 @@ void data_map(struct command *cmd, uint64_t len, int prot, void (*mapped)(struct
     data->nr_descriptors = 0;
     data->nr_segments = 0;
     if (psdt == 3 || (psdt != 0 && cmd->sq->id == 0)) {
-        command_fail(cmd, NVME_SC_INVALID_FIELD, "PSDT is reserved, or an SGL for an admin command");
+        command_fail(cmd, NVME_SC_INVALID_FIELD, "PSDT is reserved, or this takes PRPs");
         return;
     }
     status = psdt == 0 ? prp_begin(cmd) : sgl_begin(cmd);
@@ -403,9 +403,8 @@ bool data_copy(struct command *cmd, uint64_t offset, void *buf, size_t len, bool
             continue;
         }
         n = there - offset < len ? (size_t)(there - offset) : len;
-        if (!segment->bucket &&
-            vfu_dma_move(cmd->worker->nvme->ctx, &segment->request, offset, bytes, n, to_guest) !=
-                0) {
+        if (!segment->bucket && vfu_dma_move(cmd->worker->nvme->ctx, &segment->request, offset,
+                                             bytes, n, to_guest) != 0) {
             cmd->why = strerror(errno);
             command_complete(cmd, NVME_SC_DATA_TRANSFER_ERROR);
             return false;

@@ -43,7 +43,7 @@ struct data {
     /* Reading the lists. */
     uint64_t found; /* bytes described so far */
     uint64_t list_addr;
-    uint64_t list_len; /* bytes of the list from there on; 0: all was read */
+    uint64_t list_len;   /* bytes of the list from there on; 0: all was read */
     unsigned list_entry; /* size of an entry; list_len is a multiple of it */
     bool last_segment;
     unsigned nr_descriptors;
@@ -59,7 +59,7 @@ struct data {
     char *sgs; /* max_slots entries, dma_sg_size() bytes each */
     struct iovec *iov;
     size_t max_slots;
-    bool large; /* one of the worker's few with many segments */
+    bool large;           /* one of the worker's few with many segments */
     struct buffer bounce; /* for what only messages reach, and for bit buckets */
 
     /* Of the requests under way, and one more while they are being made. */
@@ -83,8 +83,8 @@ void data_reply(struct command *cmd, const void *data, size_t len);
 bool data_copy(struct command *cmd, uint64_t offset, void *buf, size_t len, bool to_guest);
 
 /*
- * bounce.c: gives mapped data to the command's backend I/O: directly, or by a buffer that was filled.
- * aligned: only addresses and lengths in units of 512 bytes will do. False as above.
+ * bounce.c: gives mapped data to the command's backend I/O, directly or by a buffer that was
+ * filled. aligned: only addresses and lengths in units of 512 bytes will do. False as above.
  */
 bool data_iov(struct command *cmd, bool aligned);
 /* Writes such a buffer back, if one was used. False as above. */

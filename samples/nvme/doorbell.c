@@ -36,13 +36,15 @@ static void copy_registers(struct worker *worker, struct ring *values)
     struct sq *sq;
     struct cq *cq;
 
-    TAILQ_FOREACH (sq, &worker->sqs, link) {
+    TAILQ_FOREACH(sq, &worker->sqs, link)
+    {
         index = SQ_DOORBELL(sq->id);
         if (sq->id != 0) {
             atomic_store(entry_of(values, index), atomic_load(&doorbells->reg[index]));
         }
     }
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
         index = CQ_DOORBELL(cq->id);
         if (cq->id != 0) {
             atomic_store(entry_of(values, index), atomic_load(&doorbells->reg[index]));
@@ -103,7 +105,8 @@ void queues_arm_shadows(struct worker *worker)
         !shadows_usable(worker, shadow)) {
         return;
     }
-    TAILQ_FOREACH (sq, &worker->sqs, link) {
+    TAILQ_FOREACH(sq, &worker->sqs, link)
+    {
         atomic_store(entry_of(&shadow->wanted, SQ_DOORBELL(sq->id)), sq->head);
         atomic_store(entry_of(&shadow->wanted, CQ_DOORBELL(sq->cq->id)), sq->cq->head);
     }
@@ -124,7 +127,8 @@ void doorbell_written(struct nvme *nvme, unsigned index, uint32_t value)
     if ((atomic_load(&nvme->controller.hold) & HOLD_BUS_MASTER) && !nvme->told_bus_master) {
         nvme->told_bus_master = true;
         vfu_log(nvme->ctx, LOG_WARNING,
-                "doorbell of queue %u: nothing is fetched, the driver has not set Bus Master Enable",
+                "doorbell of queue %u: nothing is fetched, the driver has not set Bus Master "
+                "Enable",
                 id);
     }
     atomic_store(&nvme->doorbells->reg[index], value);

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-#define SAVE (1u << 31) /* in cdw10 of Set Features */
+#define SAVE (1u << 31)      /* in cdw10 of Set Features */
 #define CHANGEABLE (1u << 2) /* of what Get Features says a feature can do */
 
 enum select {

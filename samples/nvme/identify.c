@@ -5,7 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define IEEE_OUI { 0x00, 0x54, 0x52 } /* QEMU's, as is the PCI identity */
+#define IEEE_OUI                                                                                   \
+    {                                                                                              \
+        0x00, 0x54, 0x52                                                                           \
+    } /* QEMU's, as is the PCI identity */
 #define MODEL "vfio-user NVMe controller"
 #define FIRMWARE "1.0"
 #define SHUTDOWN_US 1000000
@@ -87,9 +90,8 @@ static void active_list(struct command *cmd)
         command_fail(cmd, NVME_SC_INVALID_NAMESPACE, "no namespace can follow this one");
         return;
     }
-    for (uint32_t i = 0; cmd->sqe.nsid < nvme->nr_namespaces &&
-                         i < nvme->nr_namespaces - cmd->sqe.nsid;
-         i++) {
+    for (uint32_t i = 0;
+         cmd->sqe.nsid < nvme->nr_namespaces && i < nvme->nr_namespaces - cmd->sqe.nsid; i++) {
         list[i] = cmd->sqe.nsid + 1 + i;
     }
     data_reply(cmd, list, sizeof(list));

@@ -82,8 +82,8 @@ static bool failed(struct command *cmd, int error)
     if (error == ENOSPC) {
         command_complete(cmd, NVME_SC_CAPACITY_EXCEEDED);
     } else {
-        command_complete(cmd, cmd->io.op == BACKEND_READ ? NVME_SC_READ_ERROR
-                                                         : NVME_SC_WRITE_FAULT);
+        command_complete(cmd,
+                         cmd->io.op == BACKEND_READ ? NVME_SC_READ_ERROR : NVME_SC_WRITE_FAULT);
     }
     return true;
 }
@@ -306,7 +306,7 @@ static void ranges_mapped(struct command *cmd)
         memcpy(&range, cmd->buffer.bytes + i * sizeof(range), sizeof(range));
         cmd->lba = range.first;
         if (!within(cmd->ns, range.first, range.blocks)) {
-            command_fail(cmd, NVME_SC_LBA_OUT_OF_RANGE, "a range is beyond the end of the namespace");
+            command_fail(cmd, NVME_SC_LBA_OUT_OF_RANGE, "a range is beyond the namespace's end");
             return;
         }
     }
@@ -328,19 +328,21 @@ static void io_dataset_management(struct command *cmd)
  * Dispatch
  */
 
+#define READS NVME_EFFECT_SUPPORTED
+#define WRITES (NVME_EFFECT_SUPPORTED | NVME_EFFECT_CHANGES_DATA)
+
 static const struct io_command {
     void (*begin)(struct command *cmd);
     uint32_t effects;
     bool for_all; /* it may name all namespaces */
 } io_commands[] = {
-    [NVME_IO_FLUSH] = { flush_next, NVME_EFFECT_SUPPORTED, .for_all = true },
-    [NVME_IO_WRITE] = { io_write, NVME_EFFECT_SUPPORTED | NVME_EFFECT_CHANGES_DATA },
-    [NVME_IO_READ] = { io_read, NVME_EFFECT_SUPPORTED },
-    [NVME_IO_COMPARE] = { io_compare, NVME_EFFECT_SUPPORTED },
-    [NVME_IO_WRITE_ZEROES] = { io_write_zeroes, NVME_EFFECT_SUPPORTED | NVME_EFFECT_CHANGES_DATA },
-    [NVME_IO_DATASET_MANAGEMENT] = { io_dataset_management,
-                                     NVME_EFFECT_SUPPORTED | NVME_EFFECT_CHANGES_DATA },
-    [NVME_IO_VERIFY] = { io_verify, NVME_EFFECT_SUPPORTED },
+    [NVME_IO_FLUSH] = { .begin = flush_next, .effects = READS, .for_all = true },
+    [NVME_IO_WRITE] = { .begin = io_write, .effects = WRITES },
+    [NVME_IO_READ] = { .begin = io_read, .effects = READS },
+    [NVME_IO_COMPARE] = { .begin = io_compare, .effects = READS },
+    [NVME_IO_WRITE_ZEROES] = { .begin = io_write_zeroes, .effects = WRITES },
+    [NVME_IO_DATASET_MANAGEMENT] = { .begin = io_dataset_management, .effects = WRITES },
+    [NVME_IO_VERIFY] = { .begin = io_verify, .effects = READS },
 };
 
 static const struct io_command *io_command(unsigned opcode)

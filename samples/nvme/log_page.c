@@ -135,7 +135,7 @@ static void send(struct command *cmd, const struct log_page *page, uint64_t offs
     } else {
         size = page->fill(cmd->worker->nvme, data);
         if (offset > size) {
-            command_fail(cmd, NVME_SC_INVALID_FIELD, "the offset is behind the end of the log page");
+            command_fail(cmd, NVME_SC_INVALID_FIELD, "the offset is behind the page's end");
         } else {
             memcpy(out, (const char *)data + offset, size - offset < len ? size - offset : len);
             data_reply(cmd, out, len);

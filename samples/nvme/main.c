@@ -30,11 +30,16 @@ static const char usage[] =
     "Prints \"nvme: listening on SOCKET\" when clients may connect. SIGTERM and SIGINT end it.\n";
 
 static const struct option long_options[] = {
-    { "namespace", required_argument, NULL, 'n' }, { "threads", required_argument, NULL, 't' },
-    { "queues", required_argument, NULL, 'q' },    { "serial", required_argument, NULL, 's' },
-    { "poll", no_argument, NULL, 'p' },            { "ats", no_argument, NULL, 'a' },
-    { "pri", no_argument, NULL, 'r' },             { "verbose", no_argument, NULL, 'v' },
-    { "help", no_argument, NULL, 'h' },            { NULL, 0, NULL, 0 },
+    { "namespace", required_argument, NULL, 'n' },
+    { "threads", required_argument, NULL, 't' },
+    { "queues", required_argument, NULL, 'q' },
+    { "serial", required_argument, NULL, 's' },
+    { "poll", no_argument, NULL, 'p' },
+    { "ats", no_argument, NULL, 'a' },
+    { "pri", no_argument, NULL, 'r' },
+    { "verbose", no_argument, NULL, 'v' },
+    { "help", no_argument, NULL, 'h' },
+    { NULL, 0, NULL, 0 },
 };
 
 static const int log_levels[] = { LOG_WARNING, LOG_INFO, LOG_DEBUG };
@@ -240,9 +245,9 @@ int main(int argc, char **argv)
         fputs("nvme: out of memory\n", stderr);
         return EXIT_FAILURE;
     }
-    nvme->config = (struct nvme_config){
-        .nr_workers = 2, .nr_queues = NVME_MAX_IO_QUEUES, .serial = "vfio-user"
-    };
+    nvme->config = (struct nvme_config){ .nr_workers = 2,
+                                         .nr_queues = NVME_MAX_IO_QUEUES,
+                                         .serial = "vfio-user" };
     status = parse_options(argc, argv, &nvme->config);
     if (status < 0 && server_start(nvme) != 0) {
         status = EXIT_FAILURE;

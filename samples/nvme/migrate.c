@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Migration: the states that the client takes the device through, and the state's way out and in. */
+/* Migration: the states that the device is taken through, and its state's way out and in. */
 #include "nvme.h"
 #include "state.h"
 

@@ -28,7 +28,7 @@
 
 struct namespace_config {
     const char *path; /* NULL: memory */
-    uint64_t size; /* of memory */
+    uint64_t size;    /* of memory */
     unsigned block_size;
     bool direct;
 };
@@ -45,7 +45,8 @@ struct nvme_config {
     int log_level;
 };
 
-struct namespace {
+struct namespace
+{
     struct backend *backend;
     uint32_t id;
     unsigned block_shift;
@@ -63,7 +64,7 @@ enum interrupt_mode {
 };
 
 struct interrupts {
-    _Atomic uint32_t mode; /* enum interrupt_mode */
+    _Atomic uint32_t mode;     /* enum interrupt_mode */
     _Atomic uint32_t msi_mask; /* enabled messages - 1 */
     atomic_bool intx_disabled;
     size_t msi_pos, msix_pos; /* of the capabilities */

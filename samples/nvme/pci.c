@@ -78,8 +78,7 @@ static int setup_doorbells(struct nvme *nvme)
     void *page;
 
     nvme->doorbell_fd = memfd_create("nvme-doorbells", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (nvme->doorbell_fd < 0 ||
-        ftruncate(nvme->doorbell_fd, NVME_REG_END + DOORBELL_PAGE) != 0 ||
+    if (nvme->doorbell_fd < 0 || ftruncate(nvme->doorbell_fd, NVME_REG_END + DOORBELL_PAGE) != 0 ||
         fcntl(nvme->doorbell_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         return -1;
     }

@@ -18,8 +18,7 @@ int queues_init(struct nvme *nvme)
         int err = ring_init(&nvme->sqs[i].ring, NVME_MAX_ENTRIES * sizeof(struct nvme_command));
 
         if (err == 0) {
-            err = ring_init(&nvme->cqs[i].ring,
-                            NVME_MAX_ENTRIES * sizeof(struct nvme_completion));
+            err = ring_init(&nvme->cqs[i].ring, NVME_MAX_ENTRIES * sizeof(struct nvme_completion));
         }
         if (err != 0) {
             return err;
@@ -75,8 +74,8 @@ static void reset_doorbell(struct nvme *nvme, unsigned index)
     atomic_store(&nvme->doorbells->reg[index], 0);
 }
 
-void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t head,
-                uint32_t tail, bool phase)
+void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t head, uint32_t tail,
+                bool phase)
 {
     struct cq *cq = &nvme->cqs[config->id];
 
@@ -91,8 +90,8 @@ void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t h
     cq->promised = 0;
     cq->bad_head = NO_VALUE;
     STAILQ_INIT(&cq->done);
-    ring_open(&cq->ring, cq->worker, config->addr,
-              config->entries * sizeof(struct nvme_completion), PROT_READ | PROT_WRITE);
+    ring_open(&cq->ring, cq->worker, config->addr, config->entries * sizeof(struct nvme_completion),
+              PROT_READ | PROT_WRITE);
     reset_doorbell(nvme, CQ_DOORBELL(cq->id));
     cq->attach.run = attach_cq;
     worker_post(cq->worker, &cq->attach);
@@ -261,10 +260,12 @@ void queues_cancel(struct worker *worker)
     struct sq *sq;
     struct cq *cq;
 
-    TAILQ_FOREACH (sq, &worker->sqs, link) {
+    TAILQ_FOREACH(sq, &worker->sqs, link)
+    {
         ring_cancel(&sq->ring);
     }
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
         ring_cancel(&cq->ring);
     }
     ring_cancel(&shadow->values);
@@ -278,7 +279,8 @@ void queues_close(struct worker *worker)
     struct sq *sq;
     struct cq *cq;
 
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
         while ((cmd = STAILQ_FIRST(&cq->done)) != NULL) {
             STAILQ_REMOVE_HEAD(&cq->done, done_link);
             sq_forget(cmd);
@@ -304,10 +306,12 @@ void queues_release_rings(struct worker *worker, bool revoked_only)
     struct sq *sq;
     struct cq *cq;
 
-    TAILQ_FOREACH (sq, &worker->sqs, link) {
+    TAILQ_FOREACH(sq, &worker->sqs, link)
+    {
         release(&sq->ring);
     }
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
         release(&cq->ring);
     }
     release(&shadow->values);

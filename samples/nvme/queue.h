@@ -18,7 +18,7 @@
 /* Commands of one submission queue in flight at most. */
 #define SQ_COMMANDS 256u
 
-/* The doorbell page of BAR 0: submission queue y's tail at 2y, completion queue y's head at 2y + 1. */
+/* The doorbell page: submission queue y's tail at 2y, completion queue y's head at 2y + 1. */
 #define DOORBELL_PAGE 4096u
 #define NR_DOORBELLS (DOORBELL_PAGE / sizeof(uint32_t))
 
@@ -45,13 +45,13 @@ struct cq {
     uint16_t id;
     _Atomic uint32_t vector; /* NO_VALUE: no interrupts. The control thread looks at it for INTx */
     uint32_t entries;
-    uint32_t head; /* as the host has told */
+    uint32_t head;         /* as the host has told */
     _Atomic uint32_t tail; /* and at this */
     bool phase;
     bool detaching;
-    bool signal; /* entries were posted since the last interrupt */
-    uint32_t promised; /* entries that commands in flight will need */
-    uint32_t bad_head; /* complained about; NO_VALUE: none */
+    bool signal;                 /* entries were posted since the last interrupt */
+    uint32_t promised;           /* entries that commands in flight will need */
+    uint32_t bad_head;           /* complained about; NO_VALUE: none */
     STAILQ_HEAD(, command) done; /* to be posted */
     TAILQ_ENTRY(cq) link;
 };
@@ -66,7 +66,7 @@ struct sq {
     uint32_t entries;
     uint32_t head;
     uint32_t in_flight;
-    uint32_t bad_tail; /* complained about; NO_VALUE: none */
+    uint32_t bad_tail;                /* complained about; NO_VALUE: none */
     uint8_t cids[UINT16_MAX / 8 + 1]; /* in flight */
     TAILQ_ENTRY(sq) link;
 };
@@ -85,8 +85,8 @@ void sq_create(struct nvme *nvme, const struct queue_config *config, struct cq *
 struct worker *queue_worker(struct nvme *nvme, uint16_t id);
 
 /* The same for queues, and commands in them, that were somewhere else before. */
-void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t head,
-                uint32_t tail, bool phase);
+void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t head, uint32_t tail,
+                bool phase);
 void sq_restore(struct nvme *nvme, const struct queue_config *config, struct cq *cq, uint32_t head);
 void sq_restore_cid(struct sq *sq, uint16_t cid);
 void sq_restore_command(struct sq *sq, const struct nvme_command *sqe, bool ended, uint16_t status,
@@ -107,7 +107,7 @@ unsigned sq_poll(struct sq *sq);
 void cq_complete(struct cq *cq, struct command *cmd);
 /* An entry without command, for asynchronous events. False when there is no room. */
 bool cq_post_event(struct cq *cq, struct sq *sq, uint16_t cid, uint32_t result, uint16_t status);
-/* Looks at the head, posts what could not be posted before, and interrupts. Returns what was done. */
+/* Looks at the head, posts what could not be posted, and interrupts. Returns what was done. */
 unsigned cq_poll(struct cq *cq);
 
 /* One more completion can be posted, whatever comes of the commands in flight. */
@@ -120,7 +120,7 @@ void sq_forget(struct command *cmd);
 void sq_release(struct sq *sq, struct command *cmd);
 void sq_release_cid(struct sq *sq, uint16_t cid);
 
-/* Goes on with deletions; asks for doorbell writes before a sleep. True when there is more to do. */
+/* Goes on with deletions; asks to be told of doorbells before a sleep; whether there is more. */
 void queues_finish_detach(struct worker *worker);
 void queues_arm_shadows(struct worker *worker);
 bool queues_have_work(struct worker *worker);

@@ -28,7 +28,7 @@ struct ring {
     uint64_t addr;
     size_t len;
     int prot;
-    int error; /* of the last resolve: 0 or an errno */
+    int error;  /* of the last resolve: 0 or an errno */
     int answer; /* the same, handed over by the handshake */
     atomic_int handshake;
     atomic_bool revoked;

@@ -33,7 +33,7 @@ enum nvme_register {
 #define NVME_CAP_CQR (UINT64_C(1) << 16) /* queues must be contiguous */
 #define NVME_CAP_TO(half_seconds) ((uint64_t)(half_seconds) << 24)
 #define NVME_CAP_CSS_NVM (UINT64_C(1) << 37)
-#define NVME_CAP_MPSMAX(shift) ((uint64_t)((shift) - 12) << 52)
+#define NVME_CAP_MPSMAX(shift) ((uint64_t)((shift)-12) << 52)
 
 #define NVME_CC_EN 0x1u
 #define NVME_CC_CSS(cc) ((cc) >> 4 & 7)
@@ -86,7 +86,7 @@ struct nvme_command {
 };
 _Static_assert(sizeof(struct nvme_command) == 64, "submission queue entry");
 
-#define NVME_FUSE(flags) ((flags) & 3)
+#define NVME_FUSE(flags) ((flags)&3)
 #define NVME_PSDT(flags) ((flags) >> 6)
 
 struct nvme_completion {
@@ -137,7 +137,7 @@ enum nvme_status {
 };
 
 #define NVME_STATUS_MORE 0x2000u /* the error log says more */
-#define NVME_STATUS_DNR 0x4000u /* the same command would fail again */
+#define NVME_STATUS_DNR 0x4000u  /* the same command would fail again */
 
 /* Opcodes (5, 6) */
 
@@ -165,9 +165,9 @@ enum nvme_io_opcode {
     NVME_IO_VERIFY = 0x0c,
 };
 
-#define NVME_RW_FUA (1u << 30) /* in cdw12 */
+#define NVME_RW_FUA (1u << 30)            /* in cdw12 */
 #define NVME_WRITE_ZEROES_DEAC (1u << 25) /* in cdw12 */
-#define NVME_DSM_DEALLOCATE (1u << 2) /* in cdw11 */
+#define NVME_DSM_DEALLOCATE (1u << 2)     /* in cdw11 */
 #define NVME_QUEUE_CONTIGUOUS 1u
 #define NVME_CQ_INTERRUPTS 2u
 
@@ -275,9 +275,6 @@ struct nvme_identify_namespace {
 } __attribute__((packed));
 _Static_assert(sizeof(struct nvme_identify_namespace) == NVME_IDENTIFY_SIZE, "identify");
 _Static_assert(__builtin_offsetof(struct nvme_identify_namespace, lbaf) == 128, "identify");
-
-#define NVME_DLFEAT_ZEROES 0x9u /* deallocated blocks read as zeroes, and Write Zeroes may make them */
-#define NVME_NSFEAT_THIN 0x1u
 
 enum nvme_descriptor_type {
     NVME_DESCRIPTOR_UUID = 3,

@@ -6,7 +6,7 @@
 
 void sq_release_cid(struct sq *sq, uint16_t cid)
 {
-    sq->cids[cid / 8] &= (uint8_t)~(1u << cid % 8);
+    sq->cids[cid / 8] &= (uint8_t) ~(1u << cid % 8);
 }
 
 void sq_release(struct sq *sq, struct command *cmd)
@@ -53,8 +53,7 @@ static bool sq_readable(struct sq *sq)
     if (!ring_ready(&sq->ring)) {
         if (sq->ring.error != 0) {
             controller_fatal(sq->worker->nvme, "submission queue %u at 0x%llx is not there: %s",
-                             sq->id, (unsigned long long)sq->ring.addr,
-                             strerror(sq->ring.error));
+                             sq->id, (unsigned long long)sq->ring.addr, strerror(sq->ring.error));
         }
         return false;
     }
@@ -129,12 +128,14 @@ bool queues_have_work(struct worker *worker)
     if (worker->nr_parked > 0) {
         return true;
     }
-    TAILQ_FOREACH (sq, &worker->sqs, link) {
+    TAILQ_FOREACH(sq, &worker->sqs, link)
+    {
         if (read_tail(sq) != sq->head && can_fetch(sq) && ring_may_come(&sq->ring)) {
             return true;
         }
     }
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
         if (cq_has_work(cq)) {
             return true;
         }

@@ -14,7 +14,7 @@ struct saved_queue {
     uint32_t entries; /* 0: there is no such queue */
     uint32_t vector;
     uint32_t head, tail;
-    uint16_t cq; /* of a submission queue */
+    uint16_t cq;    /* of a submission queue */
     uint16_t phase; /* of a completion queue */
     uint32_t doorbell;
 };
@@ -120,7 +120,8 @@ static void save_commands(struct nvme *nvme, struct saved_state *s)
     const struct command *cmd;
 
     for (unsigned i = 0; i < nvme->nr_workers; i++) {
-        TAILQ_FOREACH (cmd, &nvme->workers[i].parked, parked_link) {
+        TAILQ_FOREACH(cmd, &nvme->workers[i].parked, parked_link)
+        {
             save_command(s, cmd);
         }
     }
@@ -128,7 +129,8 @@ static void save_commands(struct nvme *nvme, struct saved_state *s)
         if (atomic_load(&nvme->cq_owner[i]) == NULL) {
             continue;
         }
-        STAILQ_FOREACH (cmd, &nvme->cqs[i].done, done_link) {
+        STAILQ_FOREACH(cmd, &nvme->cqs[i].done, done_link)
+        {
             save_command(s, cmd);
         }
     }
@@ -207,8 +209,8 @@ static const char *queues_fault(struct nvme *nvme, const struct saved_state *s)
         if (cq->entries != 0 && cq->vector != NO_VALUE && cq->vector >= nvme_vectors(nvme)) {
             return "a queue has an interrupt vector that is not there";
         }
-        if (sq->entries != 0 &&
-            (sq->cq >= NVME_MAX_QUEUES || s->cqs[sq->cq].entries == 0 || (i == 0) != (sq->cq == 0))) {
+        if (sq->entries != 0 && (sq->cq >= NVME_MAX_QUEUES || s->cqs[sq->cq].entries == 0 ||
+                                 (i == 0) != (sq->cq == 0))) {
             return "a submission queue has no completion queue";
         }
     }

@@ -149,7 +149,8 @@ static unsigned serve_queues(struct worker *worker)
 
     if (!controller_held(&worker->nvme->controller)) {
         unpark(worker);
-        TAILQ_FOREACH (sq, &worker->sqs, link) {
+        TAILQ_FOREACH(sq, &worker->sqs, link)
+        {
             n += sq_poll(sq);
         }
     }
@@ -160,7 +161,8 @@ static unsigned serve_queues(struct worker *worker)
     if (worker->index == 0) {
         events_poll(worker->nvme);
     }
-    TAILQ_FOREACH (cq, &worker->cqs, link) {
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
         n += cq_poll(cq);
     }
     return n;

@@ -65,7 +65,7 @@ struct worker {
     unsigned nr_parked;
     size_t buffered; /* bytes in buffers */
     unsigned nr_large;
-    unsigned busy; /* commands fetched and not completed, rings being resolved */
+    unsigned busy;       /* commands fetched and not completed, rings being resolved */
     atomic_bool revoked; /* one of the rings was */
 
     enum drain drain;
