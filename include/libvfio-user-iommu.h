@@ -149,7 +149,7 @@ struct vfu_dma_request {
 
     /* The result. */
     size_t nr_sgs;
-    uint64_t fault_addr; /* the first address that failed */
+    uint64_t fault_addr; /* the first address that failed, or that of the message which did */
 
     /* The library's. */
     uint64_t priv[24];

@@ -88,8 +88,8 @@ void api_transfer_held(struct dma_transfer *transfer, const dma_sg_t *sg, void *
     if (err == -ENOTSUP) {
         dma_held_target(dma, sg, &target);
         dma_transfer_add(transfer, &target, sg->length, data);
-    } else if (transfer->error == 0) {
-        transfer->error = err;
+    } else {
+        dma_transfer_fail(transfer, err, data);
     }
 }
 

@@ -75,11 +75,17 @@ int vfu_dma_cancel(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req)
     return api_result(vfu_ctx->iommu == NULL ? -ENOENT : access_cancel(vfu_ctx, req));
 }
 
-/* Within what was resolved: len bytes from offset on, entry by entry. */
-static int move(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *req, uint64_t offset, uint64_t len,
+/*
+ * Within what was resolved: len bytes from offset on, entry by entry. Says what failed in
+ * req->fault_addr.
+ */
+static int move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, uint64_t len,
                 uint8_t *data, bool to_guest)
 {
+    const uint64_t addr = req->addr + offset;
+    const uint8_t *const start = data;
     struct dma_transfer transfer;
+    int err;
 
     dma_transfer_init(&transfer, vfu_ctx, to_guest);
     for (size_t i = 0; i < req->nr_sgs && len > 0 && transfer.error == 0; i++) {
@@ -96,7 +102,11 @@ static int move(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *req, uint64_t offse
         len -= sg.length;
         offset = 0;
     }
-    return dma_transfer_end(&transfer);
+    err = dma_transfer_end(&transfer);
+    if (err < 0) {
+        req->fault_addr = addr + (uint64_t)((const uint8_t *)transfer.failed_at - start);
+    }
+    return err;
 }
 
 int vfu_dma_move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, void *data,

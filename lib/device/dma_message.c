@@ -27,6 +27,7 @@ static void prepare(struct dma_message *message, const struct dma_target *target
             .deadline = deadline_after_ms(timeout_ms),
         },
         .request = { .addr = target->address + offset, .count = count },
+        .data = data,
     };
     if (target->space.translated) {
         message->txn.flags = VFIO_USER_F_TRANSLATED;
@@ -73,15 +74,24 @@ void dma_transfer_init(struct dma_transfer *transfer, struct vfu_ctx *ctx, bool 
     transfer->ctx = ctx;
     transfer->to_guest = to_guest;
     transfer->error = 0;
+    transfer->failed_at = NULL;
     transfer->started = transfer->finished = 0;
+}
+
+void dma_transfer_fail(struct dma_transfer *transfer, int error, const void *data)
+{
+    if (error < 0 && transfer->error == 0) {
+        transfer->error = error;
+        transfer->failed_at = data;
+    }
 }
 
 static void finish_oldest(struct dma_transfer *transfer)
 {
     size_t oldest = transfer->finished++ % DMA_MESSAGE_WINDOW;
-    int err = finish(transfer->ctx, &transfer->messages[oldest]);
+    struct dma_message *message = &transfer->messages[oldest];
 
-    transfer->error = transfer->error < 0 ? transfer->error : err;
+    dma_transfer_fail(transfer, finish(transfer->ctx, message), message->data);
 }
 
 void dma_transfer_add(struct dma_transfer *transfer, const struct dma_target *target, size_t len,
@@ -100,7 +110,7 @@ void dma_transfer_add(struct dma_transfer *transfer, const struct dma_target *ta
         if (transfer->error == 0) {
             prepare(message, target, offset, count, (uint8_t *)data + offset, transfer->to_guest,
                     ctx->dma_timeout_ms);
-            transfer->error = txn_start(&ctx->session, &message->txn);
+            dma_transfer_fail(transfer, txn_start(&ctx->session, &message->txn), message->data);
             transfer->started += transfer->error == 0;
         }
     }

@@ -17,6 +17,7 @@ struct dma_message {
     struct vfio_user_dma_region_access request;
     struct vfio_user_dma_region_access reply;
     struct iovec out[3];
+    const void *data;
 };
 
 /*
@@ -27,6 +28,7 @@ struct dma_transfer {
     struct vfu_ctx *ctx;
     bool to_guest;
     int error; /* the first; nothing is sent after it */
+    const void *failed_at; /* where the data of that begins */
     size_t started, finished;
     struct dma_message messages[DMA_MESSAGE_WINDOW];
 };
@@ -36,6 +38,9 @@ void dma_transfer_init(struct dma_transfer *transfer, struct vfu_ctx *ctx, bool 
 /* Adds len bytes of a message-mode target. data stays in use until dma_transfer_end(). */
 void dma_transfer_add(struct dma_transfer *transfer, const struct dma_target *target, size_t len,
                       void *data);
+
+/* Ends the transfer with the error of what the caller has moved in another way, unless it is 0. */
+void dma_transfer_fail(struct dma_transfer *transfer, int error, const void *data);
 
 /*
  * Waits for all of it. 0 or a negative errno: the client's, -ETIMEDOUT, -ENOTCONN, -EINVAL for a

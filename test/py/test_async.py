@@ -449,3 +449,24 @@ def test_several_regions_in_flight(server, to_ram):
         edu.to_ram(0, 0x400)
     for slot in slots:
         assert slot.read(0, 0x100) == (bytes(0x100) if to_ram else DATA[:0x100])
+
+
+@pytest.mark.server_args("--ats")
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_fault_address_of_a_message(server, failing):
+    edu = Edu(server.client())
+    edu.enable_bus_master()
+    client = edu.client
+    for addr in range(0, 0x400, 0x100):
+        client.add_memory(addr, 0x100, share=False)
+
+    def serve(command):
+        if int.from_bytes(command.payload[:8], "little") == failing * 0x100:
+            client.reply(command, error=errno.EIO)
+        else:
+            client.serve(command)
+
+    client.on_command = serve
+    edu.finish_dma(edu.start_dma(0, BUFFER, 0x400))
+    assert client.read_int(BAR0, 0xa8, 8) == errno.EIO
+    assert client.read_int(BAR0, 0xb0, 8) == failing * 0x100
