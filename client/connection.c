@@ -498,10 +498,8 @@ static int restore(struct vfuc *client, const vfuc_agreed_t *before)
         client_log(client, "the server that came back agreed to another IOMMU than before");
         return -ESTALE;
     }
-    pthread_rwlock_wrlock(&client->setup_lock);
     err = restore_memory(client);
     err = err < 0 ? err : client_restore_irqs(client);
-    pthread_rwlock_unlock(&client->setup_lock);
     return err < 0 ? err : client_restore_mappings(client);
 }
 
@@ -533,8 +531,11 @@ int vfuc_reconnect(vfuc_t *client)
     before = client->agreed;
     err = establish(client, CLIENT_RESTORING);
     if (err == 0) {
+        /* Until others may send: what they could only record would not be what the server has. */
+        pthread_rwlock_wrlock(&client->setup_lock);
         err = restore(client, &before);
         err = err < 0 ? err : finish_restoring(client);
+        pthread_rwlock_unlock(&client->setup_lock);
         if (err < 0) {
             set_agreed(client, &before);
             hang_up(client);
