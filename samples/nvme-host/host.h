@@ -38,7 +38,7 @@ struct host {
     void *doorbell_map; /* NULL: they are rung by messages */
     size_t doorbell_map_size;
     uint32_t *doorbells;
-    /* Shadow doorbells (NVMe 5.7): a page of values, and one of what the device wants to hear of. */
+    /* Shadow doorbells (NVMe 5.7): values, and which of them the device wants to hear of. */
     bool use_shadows; /* to be set before the start */
     bool shadows_on;
     uint32_t *shadows, *wanted;

@@ -316,7 +316,7 @@ class Nvme:
         assert not self.csts & CSTS_CFS
 
     def start(self, vectors=0, entries=32, cc=CC_ENABLE | CC_IO_ENTRIES):
-        """From whatever state to one in which admin commands work. vectors: of MSI-X; 0: polling."""
+        """From any state to one in which admin commands work. vectors: of MSI-X; 0: polling."""
         self.disable()
         self.done.clear()
         self.queues.clear()
