@@ -253,7 +253,10 @@ static void take_shadows(struct worker *worker, struct event *event)
         worker_post(worker, event);
         return;
     }
-    shadows_open(worker, cmd->sqe.prp1, cmd->sqe.prp2, true);
+    /* Unless the controller is being disabled, and this one has closed everything already. */
+    if (!(atomic_load(&worker->nvme->controller.hold) & HOLD_OFF)) {
+        shadows_open(worker, cmd->sqe.prp1, cmd->sqe.prp2, true);
+    }
     if (atomic_fetch_sub(&worker->nvme->admin.shadow_setups, 1) == 1) {
         cmd->resume = shadows_done;
         worker_post(cmd->worker, &cmd->event);

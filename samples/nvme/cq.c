@@ -53,8 +53,7 @@ static bool cq_writable(struct cq *cq)
 
     /* While everything comes to a stop, what can be delivered at once is; then nothing any more. */
     if ((hold & (HOLD_BUS_MASTER | HOLD_FATAL)) || drain == DRAIN_STOP ||
-        ((hold & HOLD_MIGRATION) && drain == DRAIN_NONE) ||
-        (drain == DRAIN_PARK && cq->ring.state != RING_READY)) {
+        ((hold & HOLD_MIGRATION) && drain == DRAIN_NONE)) {
         return false;
     }
     if (!ring_ready(&cq->ring)) {

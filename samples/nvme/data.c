@@ -140,11 +140,15 @@ static void resolve_one(struct command *cmd, vfu_dma_request_t *req, int prot)
 /* True: all is there. False: the command's event will come. */
 static bool resolve_end(struct command *cmd)
 {
-    if (atomic_fetch_sub(&cmd->data.pending, 1) != 1) {
-        return false;
+    if (atomic_fetch_sub(&cmd->data.pending, 1) == 1) {
+        cmd->stage = STAGE_RUNNING;
+        return true;
     }
-    cmd->stage = STAGE_RUNNING;
-    return true;
+    /* It came too late to be cancelled with the others. */
+    if (cmd->worker->drain >= DRAIN_PARK) {
+        data_cancel(cmd);
+    }
+    return false;
 }
 
 /* True when the memory is there; otherwise the command has come to an end, of some kind. */

@@ -151,7 +151,8 @@ static void resolve(struct ring *ring)
 
 bool ring_ready(struct ring *ring)
 {
-    if (ring->state == RING_RELEASED && ring->error == 0) {
+    /* What comes to a stop does not begin to wait again. */
+    if (ring->state == RING_RELEASED && ring->error == 0 && ring->worker->drain < DRAIN_PARK) {
         resolve(ring);
     }
     return ring->state == RING_READY;
