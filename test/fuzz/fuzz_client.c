@@ -317,7 +317,8 @@ static bool serve(struct server *s, const struct vfio_user_header *hdr)
             return false;
         }
     }
-    return good;
+    /* Half a message is out: nothing more makes it whole, and the client would wait for it. */
+    return good && (s->honest || s->tape.left > 0);
 }
 
 static void *run_server(void *arg)
