@@ -290,12 +290,15 @@ static bool send_raw(struct server *s)
     return len == 0 || server_sends(s, data, len, 0);
 }
 
-/* Plays records until the command at hand is answered. False: the connection ends. */
+/*
+ * Plays records until the command at hand is answered. False: the connection ends. Once the client
+ * may be waiting for the rest of a message, no other command will come: then all are played.
+ */
 static bool serve(struct server *s, const struct vfio_user_header *hdr)
 {
     bool answered = false, good = true;
 
-    while (good && !answered) {
+    while (good && !(answered && s->honest)) {
         if (s->tape.left == 0) {
             return s->honest && answer_well(s, hdr, false);
         }
@@ -317,8 +320,7 @@ static bool serve(struct server *s, const struct vfio_user_header *hdr)
             return false;
         }
     }
-    /* Half a message is out: nothing more makes it whole, and the client would wait for it. */
-    return good && (s->honest || s->tape.left > 0);
+    return good;
 }
 
 static void *run_server(void *arg)
