@@ -10,7 +10,10 @@
 #include <sys/mman.h>
 #include <sys/param.h>
 
-/* PASIDs come from the client: this many address spaces, and no more. */
+/*
+ * PASIDs come from the client: it may have this many address spaces made. They stay for the next
+ * client, whom they do not count against.
+ */
 #define MAX_PASID_SPACES 65536
 
 #define UNMAP_FLAGS (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP | VFIO_DMA_UNMAP_FLAG_ALL)
@@ -33,7 +36,7 @@ static int find_space(struct vfu_ctx *ctx, const struct request *req, bool creat
     if (*space != NULL || !create) {
         return *space != NULL ? 0 : -ENOENT;
     }
-    if (dma_nr_pasid_spaces(ctx->dma) >= MAX_PASID_SPACES) {
+    if (dma_nr_pasid_spaces(ctx->dma) - ctx->pasid_spaces_found >= MAX_PASID_SPACES) {
         log_err(&ctx->log, "%s id %u: PASID 0x%x would be one address space too many (%u)",
                 command_name(req->hdr.cmd), req->hdr.msg_id, req->pasid, MAX_PASID_SPACES);
         return -ENOSPC;
@@ -289,5 +292,7 @@ void dma_command_forget_all(struct vfu_ctx *ctx)
 {
     if (ctx->dma != NULL) {
         dma_for_each_space(ctx->dma, forget_space, ctx);
+        dma_dirty_stop(ctx->dma);
+        ctx->pasid_spaces_found = dma_nr_pasid_spaces(ctx->dma);
     }
 }

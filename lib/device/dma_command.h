@@ -9,7 +9,10 @@ struct vfu_ctx;
 int dma_command_map(struct vfu_ctx *ctx, struct request *req);
 int dma_command_unmap(struct vfu_ctx *ctx, struct request *req);
 
-/* Removes every region of every address space, telling the device of each. */
+/*
+ * What a client leaves behind goes: every region of every address space, of which the device is
+ * told, and dirty page logging, whose page size could stand in the next client's way.
+ */
 void dma_command_forget_all(struct vfu_ctx *ctx);
 
 #endif /* VFU_DEVICE_DMA_COMMAND_H */

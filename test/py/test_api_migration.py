@@ -556,12 +556,18 @@ def test_report_of_any_range(device, logged):
     assert report(logged, BASE, 256 * PAGE) == []
 
 
-def test_logging_survives_the_client(workshop, device, logged):
+def test_logging_ends_with_the_client(workshop, device, logged):
+    """The next one has its own page size."""
+    stop(logged)
+    logged.dma_unmap(BASE, 128 * PAGE)
+    start(logged, 1 << 40)
     logged.close()
     with fails(errno.ENOTCONN):
         device.run()
     client = workshop.attach(device)
     client.add_memory(BASE, 128 * PAGE)
+    assert report(client, BASE, 128 * PAGE, check=False).error == errno.EINVAL, "logging is off"
+    start(client)
     touch(device, 2)
     assert report(client, BASE, 128 * PAGE) == [2]
 
