@@ -165,8 +165,8 @@ static double lookup(const struct setting *set, bool iommu)
     start = now_ns();
     for (unsigned i = 0; i < LOOKUPS; i++) {
         uint64_t addr = page_of(i);
-        int n = iommu ? vfu_addr_to_sgl_pasid(ctx, (void *)(uintptr_t)(IOVA + addr), set->pasid, 64, sg,
-                                              1, PROT_READ)
+        int n = iommu ? vfu_addr_to_sgl_pasid(ctx, (void *)(uintptr_t)(IOVA + addr), set->pasid, 64,
+                                              sg, 1, PROT_READ)
                       : vfu_addr_to_sgl(ctx, (void *)(uintptr_t)(set->plain + addr), 64, sg, 1,
                                         PROT_READ);
 
@@ -342,8 +342,9 @@ int main(void)
     for (int i = 0; i < ROUNDS; i++) {
         remaps[i] = remap();
     }
-    printf("4 KiB read, with a new translation and an invalidation each: %.1f us (two round trips)\n",
-           median(remaps) / 1000);
+    printf(
+        "4 KiB read, with a new translation and an invalidation each: %.1f us (two round trips)\n",
+        median(remaps) / 1000);
     vfuc_disconnect(client);
     pthread_join(thread, NULL);
     vfu_destroy_ctx(ctx);

@@ -59,7 +59,8 @@ static int finish(struct vfu_ctx *ctx, struct dma_message *message)
         return 0;
     }
     if (txn->reply_len != sizeof(message->reply) + txn->data_cap ||
-        message->reply.addr != message->request.addr || message->reply.count != message->request.count) {
+        message->reply.addr != message->request.addr ||
+        message->reply.count != message->request.count) {
         log_err(&ctx->log, "reply to %s of %llu bytes at 0x%llx has %zu bytes, address 0x%llx, "
                 "count %llu", command_name(txn->cmd), (unsigned long long)message->request.count,
                 (unsigned long long)message->request.addr, txn->reply_len,

@@ -234,7 +234,8 @@ int region_command_read(struct vfu_ctx *ctx, struct request *req)
     }
     /* What a callback does not write must not leak what an earlier reply held. */
     memset(reply->data, 0, reply->count);
-    n = region_access_by_client(ctx, reply->region, (char *)reply->data, reply->count, reply->offset, false);
+    n = region_access_by_client(ctx, reply->region, (char *)reply->data, reply->count,
+                                reply->offset, false);
     if (n < 0) {
         return (int)n;
     }

@@ -184,7 +184,8 @@ static void responded(struct txn *txn)
 static struct page_group *new_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
                                     size_t nr_entries)
 {
-    struct page_group *group = calloc(1, sizeof(*group) + nr_entries * sizeof(group->request.entries[0]));
+    struct page_group *group =
+        calloc(1, sizeof(*group) + nr_entries * sizeof(group->request.entries[0]));
 
     if (group == NULL) {
         return NULL;

@@ -509,8 +509,8 @@ static struct translation *find_pending(struct iommu *iommu, const struct access
 
     TAILQ_FOREACH (t, &iommu->translations, link) {
         if (t->space == space && !t->cancelled && t->attrs == a->req->attrs &&
-            (t->write || !write) && t->asked.first <= a->missing &&
-            a->missing <= t->asked.last && !overtaken(t, (struct range){ a->missing, a->missing })) {
+            (t->write || !write) && t->asked.first <= a->missing && a->missing <= t->asked.last &&
+            !overtaken(t, (struct range){ a->missing, a->missing })) {
             return t;
         }
     }
