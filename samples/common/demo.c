@@ -49,15 +49,13 @@ bool demo_failed(const struct demo *demo, const char *what, int err)
 bool demo_begin(struct demo *demo, const char *name)
 {
     const struct sigaction action = { .sa_handler = interrupt, .sa_flags = SA_RESTART };
-    const char *tmp = getenv("TMPDIR");
     ssize_t n = readlink("/proc/self/exe", demo->program, sizeof(demo->program) - 1);
+    int err = n < 0 ? -errno : process_directory(name, demo->directory, sizeof(demo->directory));
 
     demo->name = name;
-    snprintf(demo->directory, sizeof(demo->directory), "%s/%s-XXXXXX", tmp != NULL ? tmp : "/tmp",
-             name);
-    if (n < 0 || mkdtemp(demo->directory) == NULL) {
+    if (err != 0) {
         return demo_failed(demo, "no place for sockets; set TMPDIR to a directory that can be "
-                                 "written to", errno);
+                                 "written to", -err);
     }
     demo->program[n] = '\0';
     /* Progress is for whoever waits for it, by a pipe too. */

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -20,6 +22,36 @@ static void run_child(char *const argv[], int out, pid_t parent)
         execv(argv[0], argv);
     }
     _exit(EXIT_NOT_STARTED);
+}
+
+int process_sibling(const char *name, char *path, size_t size)
+{
+    ssize_t n = readlink("/proc/self/exe", path, size);
+    char *slash;
+
+    if (n < 0) {
+        return -errno;
+    }
+    if ((size_t)n == size) {
+        return -ENAMETOOLONG;
+    }
+    path[n] = '\0';
+    slash = strrchr(path, '/');
+    if (slash == NULL || strlen(name) + 1 >= size - (size_t)(slash - path)) {
+        return -ENAMETOOLONG;
+    }
+    strcpy(slash + 1, name);
+    return 0;
+}
+
+int process_directory(const char *name, char *path, size_t size)
+{
+    const char *tmp = getenv("TMPDIR");
+
+    if ((size_t)snprintf(path, size, "%s/%s-XXXXXX", tmp != NULL ? tmp : "/tmp", name) >= size) {
+        return -ENAMETOOLONG;
+    }
+    return mkdtemp(path) != NULL ? 0 : -errno;
 }
 
 int process_start(struct process *process, char *const argv[])

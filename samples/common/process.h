@@ -15,6 +15,12 @@ struct process {
     int out;   /* its standard output */
 };
 
+/* The path of the program of this name that was built beside ours. 0 or a negative errno. */
+int process_sibling(const char *name, char *path, size_t size);
+
+/* Makes a directory for the sockets of processes: NAME-XXXXXX in TMPDIR. 0 or a negative errno. */
+int process_directory(const char *name, char *path, size_t size);
+
 /* Starts argv[0]; it gets SIGTERM should we end first. Returns 0 or a negative errno. */
 int process_start(struct process *process, char *const argv[]);
 

@@ -36,34 +36,14 @@ static void report(struct demo *demo, const char *what, bool ok, const char *see
     demo->failed += !ok;
 }
 
-/* The server was built beside this program. */
-static int find_server(struct demo *demo)
-{
-    char *slash;
-    ssize_t n = readlink("/proc/self/exe", demo->server, sizeof(demo->server) - sizeof("/edu"));
-
-    if (n < 0) {
-        return -errno;
-    }
-    demo->server[n] = '\0';
-    slash = strrchr(demo->server, '/');
-    if (slash == NULL) {
-        return -ENOENT;
-    }
-    strcpy(slash, "/edu");
-    return 0;
-}
-
 static int make_socket_path(struct demo *demo)
 {
-    const char *tmp = getenv("TMPDIR");
+    int err = process_directory("edu-demo", demo->dir, sizeof(demo->dir));
 
-    snprintf(demo->dir, sizeof(demo->dir), "%s/edu-demo-XXXXXX", tmp != NULL ? tmp : "/tmp");
-    if (mkdtemp(demo->dir) == NULL) {
-        return -errno;
+    if (err == 0) {
+        snprintf(demo->socket, sizeof(demo->socket), "%s/edu.sock", demo->dir);
     }
-    snprintf(demo->socket, sizeof(demo->socket), "%s/edu.sock", demo->dir);
-    return 0;
+    return err;
 }
 
 static void start_server(struct demo *demo, bool iommu)
@@ -163,7 +143,7 @@ int main(void)
 {
     static struct demo demo;
     static struct machine_iommu iommu;
-    int err = find_server(&demo);
+    int err = process_sibling("edu", demo.server, sizeof(demo.server));
 
     if (err != 0) {
         fprintf(stderr, "edu-demo: cannot find the server: %s\n", strerror(-err));

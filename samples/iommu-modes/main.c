@@ -94,34 +94,14 @@ static void report(struct demo *demo, const char *what, bool ok, const char *see
     demo->failed += !ok;
 }
 
-/* The server was built beside this program. */
-static int find_server(struct demo *demo)
-{
-    ssize_t n = readlink("/proc/self/exe", demo->server, sizeof(demo->server) - sizeof("/edu"));
-    char *slash;
-
-    if (n < 0) {
-        return -errno;
-    }
-    demo->server[n] = '\0';
-    slash = strrchr(demo->server, '/');
-    if (slash == NULL) {
-        return -ENOENT;
-    }
-    strcpy(slash, "/edu");
-    return 0;
-}
-
 static int make_socket_path(struct demo *demo)
 {
-    const char *tmp = getenv("TMPDIR");
+    int err = process_directory("iommu-modes", demo->dir, sizeof(demo->dir));
 
-    snprintf(demo->dir, sizeof(demo->dir), "%s/iommu-modes-XXXXXX", tmp != NULL ? tmp : "/tmp");
-    if (mkdtemp(demo->dir) == NULL) {
-        return -errno;
+    if (err == 0) {
+        snprintf(demo->socket, sizeof(demo->socket), "%s/edu.sock", demo->dir);
     }
-    snprintf(demo->socket, sizeof(demo->socket), "%s/edu.sock", demo->dir);
-    return 0;
+    return err;
 }
 
 /* A step in a domain of its own. */
@@ -178,7 +158,7 @@ static void run_setup(struct demo *demo, struct setup *setup)
 int main(void)
 {
     static struct demo demo;
-    int err = find_server(&demo);
+    int err = process_sibling("edu", demo.server, sizeof(demo.server));
 
     err = err != 0 ? err : make_socket_path(&demo);
     if (err != 0) {
