@@ -84,7 +84,7 @@ bool demo_start_device(struct demo *demo, struct demo_device *device, const char
     int err;
 
     snprintf(device->socket, sizeof(device->socket), "%s/%s", demo->directory, name);
-    err = process_start(&device->process, argv);
+    err = process_start(&device->process, argv, false);
     if (err != 0) {
         device->process.pid = 0;
         return demo_failed(demo, "cannot start the device", -err);

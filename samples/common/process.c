@@ -15,10 +15,12 @@
 
 #define EXIT_NOT_STARTED 127
 
-static void run_child(char *const argv[], int out, pid_t parent)
+static void run_child(char *const argv[], int out, bool quiet, pid_t parent)
 {
+    int err = quiet ? open("/dev/null", O_WRONLY | O_CLOEXEC) : STDERR_FILENO;
+
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) == 0 && getppid() == parent &&
-        dup2(out, STDOUT_FILENO) >= 0) {
+        dup2(out, STDOUT_FILENO) >= 0 && dup2(err, STDERR_FILENO) >= 0) {
         execv(argv[0], argv);
     }
     _exit(EXIT_NOT_STARTED);
@@ -54,7 +56,7 @@ int process_directory(const char *name, char *path, size_t size)
     return mkdtemp(path) != NULL ? 0 : -errno;
 }
 
-int process_start(struct process *process, char *const argv[])
+int process_start(struct process *process, char *const argv[], bool quiet)
 {
     pid_t parent = getpid();
     int fds[2], err;
@@ -64,7 +66,7 @@ int process_start(struct process *process, char *const argv[])
     }
     process->pid = fork();
     if (process->pid == 0) {
-        run_child(argv, fds[1], parent);
+        run_child(argv, fds[1], quiet, parent);
     }
     err = process->pid < 0 ? -errno : 0;
     close(fds[1]);

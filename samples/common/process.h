@@ -6,6 +6,7 @@
 #ifndef PROCESS_H
 #define PROCESS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -21,8 +22,11 @@ int process_sibling(const char *name, char *path, size_t size);
 /* Makes a directory for the sockets of processes: NAME-XXXXXX in TMPDIR. 0 or a negative errno. */
 int process_directory(const char *name, char *path, size_t size);
 
-/* Starts argv[0]; it gets SIGTERM should we end first. Returns 0 or a negative errno. */
-int process_start(struct process *process, char *const argv[]);
+/*
+ * Starts argv[0]; it gets SIGTERM should we end first. quiet: what it says on standard error is not
+ * shown. Returns 0 or a negative errno.
+ */
+int process_start(struct process *process, char *const argv[], bool quiet);
 
 /*
  * Reads its first line, without the newline. Returns 0 or a negative errno: -ETIMEDOUT, or -EPIPE

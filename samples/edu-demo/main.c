@@ -55,7 +55,7 @@ static void start_server(struct demo *demo, bool iommu)
     if (iommu) {
         argv[3] = "--pasid";
     }
-    err = process_start(&demo->process, argv);
+    err = process_start(&demo->process, argv, true);
 
     if (err != 0) {
         fprintf(stderr, "edu-demo: cannot start %s: %s\nedu-demo: build the sample edu first\n",

@@ -274,7 +274,7 @@ static void start_server(struct machine *m, char *const options[])
         argv[n++] = *options;
     }
     m->has_iommu_registers = n > 5;
-    err = process_start(&m->process, argv);
+    err = process_start(&m->process, argv, !m->verbose);
     if (err != 0) {
         machine_fail(m, "cannot start %s: %s", m->server, strerror(-err));
         return;
