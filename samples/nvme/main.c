@@ -22,6 +22,7 @@ static const char usage[] =
     "  -q, --queues N        I/O queues of each kind, 1 to 64 (default 64)\n"
     "  -s, --serial TEXT     serial number, up to 20 characters\n"
     "  -p, --poll            let the client map the doorbells, and poll them\n"
+    "  -i, --ioeventfd       let the client ring the doorbells by eventfds, without messages\n"
     "  -a, --ats             ask the client's IOMMU for translations, and cache them\n"
     "  -r, --pri             request pages that are not present; needs --ats\n"
     "  -v, --verbose         say what happens; twice: each request\n"
@@ -35,6 +36,7 @@ static const struct option long_options[] = {
     { "queues", required_argument, NULL, 'q' },
     { "serial", required_argument, NULL, 's' },
     { "poll", no_argument, NULL, 'p' },
+    { "ioeventfd", no_argument, NULL, 'i' },
     { "ats", no_argument, NULL, 'a' },
     { "pri", no_argument, NULL, 'r' },
     { "verbose", no_argument, NULL, 'v' },
@@ -175,6 +177,8 @@ static bool check(const struct nvme_config *config)
         fputs("nvme: SOCKET is missing: where shall clients connect?\n", stderr);
     } else if (config->nr_namespaces == 0) {
         fputs("nvme: there is no disk: try --namespace memory=64M\n", stderr);
+    } else if (config->poll && config->ioeventfd) {
+        fputs("nvme: --poll or --ioeventfd: who polls need not be woken\n", stderr);
     } else if (config->pri && !config->ats) {
         fputs("nvme: --pri needs --ats: a page that has come is asked for by a translation\n",
               stderr);
@@ -198,6 +202,9 @@ static bool parse_option(int c, struct nvme_config *config, size_t *verbosity)
     case 'p':
         config->poll = true;
         return true;
+    case 'i':
+        config->ioeventfd = true;
+        return true;
     case 'a':
         config->ats = true;
         return true;
@@ -218,7 +225,7 @@ static int parse_options(int argc, char **argv, struct nvme_config *config)
     size_t verbosity = 0;
     int c;
 
-    while ((c = getopt_long(argc, argv, "n:t:q:s:parvh", long_options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "n:t:q:s:piarvh", long_options, NULL)) != -1) {
         if (c == 'h') {
             fputs(usage, stdout);
             return EXIT_SUCCESS;

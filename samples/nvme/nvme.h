@@ -25,6 +25,8 @@
 #define NVME_MDTS 7u /* 512 KiB: 2^7 pages of the smallest size */
 #define NVME_MAX_TRANSFER ((uint64_t)1 << (NVME_MDTS + NVME_PAGE_SHIFT))
 #define NVME_MSI_VECTORS 32u
+/* With the doorbell page as many descriptors as clients take with a message that say nothing else. */
+#define NVME_MAX_BELLS 7u
 
 struct namespace_config {
     const char *path; /* NULL: memory */
@@ -41,6 +43,7 @@ struct nvme_config {
     unsigned nr_queues; /* for I/O, of each kind */
     const char *serial;
     bool poll;
+    bool ioeventfd;
     bool ats, pri;
     int log_level;
 };
@@ -78,6 +81,8 @@ struct nvme {
     struct interrupts interrupts;
     struct doorbells *doorbells; /* the page of BAR 0 */
     int doorbell_fd;
+    int bells[NVME_MAX_BELLS]; /* eventfds */
+    unsigned nr_bells;
     bool told_bus_master; /* that it is off, since it has been */
     /* Who serves a queue; NULL: it is not there. */
     _Atomic(struct worker *) sq_owner[NVME_MAX_QUEUES], cq_owner[NVME_MAX_QUEUES];
@@ -104,6 +109,12 @@ static inline uint32_t nvme_vectors(const struct nvme *nvme)
     return nvme->config.nr_queues + 1;
 }
 
+/* Who serves completion queues with this number: the lead those of the admin queue. */
+static inline unsigned queue_worker_index(const struct nvme *nvme, unsigned id)
+{
+    return id == 0 ? 0 : (id - 1u) % nvme->config.nr_workers;
+}
+
 /* NULL: there is none with this number. */
 static inline struct namespace *nvme_namespace(struct nvme *nvme, uint32_t id)
 {
@@ -120,6 +131,13 @@ int pci_setup(struct nvme *nvme);
 void pci_sync(struct nvme *nvme);
 /* What the driver has switched on is off again. Control thread. */
 void pci_reset(struct nvme *nvme);
+
+/* bell.c: 0, or -1 with errno. */
+int bells_setup(struct nvme *nvme);
+void bells_close(struct nvme *nvme);
+/* The worker serves a queue with this number; none any more. Worker's thread. */
+void bells_hear(struct worker *worker, unsigned id);
+void bells_hear_none(struct worker *worker);
 
 /* interrupt.c. Unless INTMS holds it back; NO_VALUE is none. Any thread. */
 void interrupt_raise(struct nvme *nvme, uint32_t vector);

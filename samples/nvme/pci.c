@@ -136,7 +136,7 @@ int pci_setup(struct nvme *nvme)
     vfu_pci_set_id(ctx, VENDOR_ID, DEVICE_ID, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID);
     vfu_pci_set_class(ctx, CLASS_STORAGE, CLASS_NVM, CLASS_NVME);
     vfu_pci_get_config_space(ctx)->hdr.rid = 1;
-    if (add_capabilities(nvme) != 0 || setup_regions(nvme) != 0) {
+    if (add_capabilities(nvme) != 0 || setup_regions(nvme) != 0 || bells_setup(nvme) != 0) {
         return -1;
     }
     return setup_interrupts(nvme);

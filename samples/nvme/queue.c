@@ -42,6 +42,7 @@ static void attach_cq(struct worker *worker, struct event *event)
     struct cq *cq = (struct cq *)((char *)event - offsetof(struct cq, attach));
 
     TAILQ_INSERT_TAIL(&worker->cqs, cq, link);
+    bells_hear(worker, cq->id);
 }
 
 static void attach_sq(struct worker *worker, struct event *event)
@@ -49,6 +50,7 @@ static void attach_sq(struct worker *worker, struct event *event)
     struct sq *sq = (struct sq *)((char *)event - offsetof(struct sq, attach));
 
     TAILQ_INSERT_TAIL(&worker->sqs, sq, link);
+    bells_hear(worker, sq->id);
 }
 
 static void detach_cq(struct worker *worker, struct event *event)
@@ -63,10 +65,9 @@ static void detach_sq(struct worker *worker, struct event *event)
     ((struct sq *)((char *)event - offsetof(struct sq, detach)))->detaching = true;
 }
 
-/* The admin queues are the lead's; the others are dealt out. */
 struct worker *queue_worker(struct nvme *nvme, uint16_t id)
 {
-    return id == 0 ? nvme_lead(nvme) : &nvme->workers[(id - 1u) % nvme->nr_workers];
+    return &nvme->workers[queue_worker_index(nvme, id)];
 }
 
 static void reset_doorbell(struct nvme *nvme, unsigned index)
@@ -297,6 +298,7 @@ void queues_close(struct worker *worker)
     ring_close(&shadow->values);
     ring_close(&shadow->wanted);
     shadow->on = false;
+    bells_hear_none(worker);
 }
 
 void queues_release_rings(struct worker *worker, bool revoked_only)

@@ -84,6 +84,7 @@ static void close_all(struct nvme *nvme)
     if (nvme->doorbell_fd >= 0) {
         close(nvme->doorbell_fd);
     }
+    bells_close(nvme);
     if (nvme->signal_fd >= 0) {
         close(nvme->signal_fd);
     }

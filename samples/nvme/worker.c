@@ -4,11 +4,11 @@
 #include "nvme.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <time.h>
 
@@ -204,20 +204,13 @@ static bool may_sleep(struct worker *worker)
 
 static void wait_for_work(struct worker *worker)
 {
-    struct pollfd fds[2] = {
-        { .fd = worker->wake_fd, .events = POLLIN },
-        { .fd = backend_queue_fd(worker->backend), .events = POLLIN },
-    };
-    eventfd_t count;
+    struct epoll_event events[4];
 
     atomic_store(&worker->sleeping, true);
     if (may_sleep(worker)) {
-        (void)poll(fds, 2, -1);
+        (void)epoll_wait(worker->epoll_fd, events, 4, -1);
     }
     atomic_store(&worker->sleeping, false);
-    if (fds[0].revents != 0) {
-        (void)eventfd_read(worker->wake_fd, &count);
-    }
 }
 
 /* Doorbells that nobody tells about have to be looked at all the time. */
@@ -286,6 +279,23 @@ static int open_backend(struct worker *worker)
     return 0;
 }
 
+/* What wakes the worker is not read: each time that it is written ends a sleep. */
+static int open_epoll(struct worker *worker)
+{
+    struct epoll_event wake = { .events = EPOLLIN | EPOLLET };
+    struct epoll_event ended = { .events = EPOLLIN };
+    int backend_fd = backend_queue_fd(worker->backend);
+
+    worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (worker->epoll_fd < 0 ||
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, worker->wake_fd, &wake) != 0 ||
+        (backend_fd >= 0 &&
+         epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, backend_fd, &ended) != 0)) {
+        return -errno;
+    }
+    return 0;
+}
+
 static int open_commands(struct worker *worker)
 {
     worker->commands = calloc(WORKER_COMMANDS, sizeof(*worker->commands));
@@ -308,6 +318,9 @@ static void close_worker(struct worker *worker)
     }
     free(worker->commands);
     backend_queue_destroy(worker->backend);
+    if (worker->epoll_fd >= 0) {
+        close(worker->epoll_fd);
+    }
     if (worker->wake_fd >= 0) {
         close(worker->wake_fd);
     }
@@ -318,7 +331,7 @@ int worker_start(struct worker *worker, struct nvme *nvme, unsigned index)
 {
     int err;
 
-    *worker = (struct worker){ .nvme = nvme, .index = index, .end_event.run = end };
+    *worker = (struct worker){ .nvme = nvme, .index = index, .epoll_fd = -1, .end_event.run = end };
     TAILQ_INIT(&worker->cqs);
     TAILQ_INIT(&worker->sqs);
     TAILQ_INIT(&worker->parked);
@@ -327,6 +340,9 @@ int worker_start(struct worker *worker, struct nvme *nvme, unsigned index)
     }
     worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     err = worker->wake_fd < 0 ? -errno : open_backend(worker);
+    if (err == 0) {
+        err = open_epoll(worker);
+    }
     if (err == 0) {
         err = open_commands(worker);
     }

@@ -52,6 +52,7 @@ struct worker {
     _Atomic(struct event *) mailbox; /* the newest first */
     atomic_bool sleeping;
     int wake_fd;
+    int epoll_fd; /* what ends its sleep */
     struct event end_event;
 
     /* The thread's own from here on. */
