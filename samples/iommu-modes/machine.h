@@ -22,6 +22,7 @@
 
 struct machine {
     const char *server, *socket_path;
+    bool verbose; /* what the server complains about is shown */
     struct process process;
     bool running; /* the process */
     bool has_iommu_registers; /* the device tells how its DMA ended, and knows PASIDs */

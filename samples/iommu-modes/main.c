@@ -84,6 +84,7 @@ struct demo {
     char server[PATH_MAX];
     char dir[PATH_MAX];
     char socket[PATH_MAX + 16];
+    bool verbose;
     unsigned failed;
 };
 
@@ -131,6 +132,7 @@ static void run_setup(struct demo *demo, struct setup *setup)
     struct machine machine = {
         .server = demo->server,
         .socket_path = demo->socket,
+        .verbose = demo->verbose,
         .timeout_ms = TIMEOUT_MS,
     };
     struct bench b = { .machine = &machine, .secret = FIRST_SECRET };
@@ -155,11 +157,20 @@ static void run_setup(struct demo *demo, struct setup *setup)
     machine_stop(&machine);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static struct demo demo;
-    int err = process_sibling("edu", demo.server, sizeof(demo.server));
+    int err;
 
+    demo.verbose = argc == 2 && strcmp(argv[1], "--verbose") == 0;
+    if (argc > 1 && !demo.verbose) {
+        fputs("Usage: iommu-modes [--verbose]\n"
+              "Drive the edu device behind every kind of IOMMU. --verbose: show what it complains\n"
+              "about as well, which is mostly that it did not get what was taken away.\n",
+              strcmp(argv[1], "--help") == 0 ? stdout : stderr);
+        return strcmp(argv[1], "--help") == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    }
+    err = process_sibling("edu", demo.server, sizeof(demo.server));
     err = err != 0 ? err : make_socket_path(&demo);
     if (err != 0) {
         fprintf(stderr, "iommu-modes: cannot begin: %s\n", strerror(-err));
