@@ -101,6 +101,7 @@ static bool prepare(struct bench *b)
         return false;
     }
     b->host.use_shadows = true;
+    b->host.use_bells = b->options->ioeventfd;
     if (!host_attach(&b->host) || !host_start(&b->host)) {
         return false;
     }

@@ -277,7 +277,7 @@ bool host_attach(struct host *host)
         return false;
     }
     map_doorbells(host);
-    return true;
+    return !host->use_bells || host_open_bells(host);
 }
 
 void host_detach(struct host *host)
@@ -287,6 +287,7 @@ void host_detach(struct host *host)
         host->doorbell_map = NULL;
         host->doorbells = NULL;
     }
+    host_close_bells(host);
     vfuc_disconnect(host->client);
     host->client = NULL;
 }
@@ -361,20 +362,30 @@ static vfuc_write_t doorbell_write(unsigned index, uint32_t value)
     return write;
 }
 
+/* By its eventfd, or a message that is put to the others. */
+static bool ring(struct host *host, unsigned index, uint16_t value, vfuc_write_t *writes, size_t *n)
+{
+    if (host->bells.bells[index].value != NULL) {
+        return host_ring_bell(host, index, value);
+    }
+    writes[(*n)++] = doorbell_write(index, value);
+    return true;
+}
+
 bool host_ring(struct host *host, struct host_queue *queue)
 {
     unsigned sq = 2u * queue->qid, cq = sq + 1;
+    bool ring_cq = has_to_ring(host, cq, queue->rung_head, queue->head);
+    bool ring_sq = has_to_ring(host, sq, queue->rung_tail, queue->tail);
     vfuc_write_t writes[2];
     size_t n = 0;
 
-    if (has_to_ring(host, cq, queue->rung_head, queue->head)) {
-        writes[n++] = doorbell_write(cq, queue->head);
-    }
-    if (has_to_ring(host, sq, queue->rung_tail, queue->tail)) {
-        writes[n++] = doorbell_write(sq, queue->tail);
-    }
     queue->rung_head = queue->head;
     queue->rung_tail = queue->tail;
+    if ((ring_cq && !ring(host, cq, queue->head, writes, &n)) ||
+        (ring_sq && !ring(host, sq, queue->tail, writes, &n))) {
+        return false;
+    }
     if (n > 0 && vfuc_region_post_many(host->client, writes, n) < 0) {
         host_fail("cannot ring the doorbells of queue %u: %s", queue->qid, strerror(errno));
         return false;

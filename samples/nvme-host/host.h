@@ -18,6 +18,7 @@
 
 #define HOST_PAGE 4096u
 #define HOST_MAX_QUEUES 16u /* for I/O */
+#define HOST_DOORBELLS (2 * (HOST_MAX_QUEUES + 1))
 #define HOST_TIMEOUT_MS 20000 /* far more than anything takes */
 
 struct host_queue {
@@ -29,6 +30,20 @@ struct host_queue {
     uint16_t rung_tail, rung_head;
 };
 
+/* A doorbell that is rung by an eventfd. */
+struct host_bell {
+    int fd;
+    uint32_t *value; /* NULL: there is none, it is rung by messages */
+};
+
+struct host_bells {
+    vfuc_ioeventfd_t *list; /* as they came, of the whole region */
+    uint32_t count;
+    uint8_t *map;
+    size_t map_size;
+    struct host_bell bells[HOST_DOORBELLS];
+};
+
 struct host {
     const char *path;
     vfuc_t *client; /* NULL: not attached */
@@ -38,6 +53,8 @@ struct host {
     void *doorbell_map; /* NULL: they are rung by messages */
     size_t doorbell_map_size;
     uint32_t *doorbells;
+    bool use_bells; /* to be set before attaching */
+    struct host_bells bells;
     /* Shadow doorbells (NVMe 5.7): values, and which of them the device wants to hear of. */
     bool use_shadows; /* to be set before the start */
     bool shadows_on;
@@ -63,6 +80,11 @@ void host_destroy(struct host *host);
 
 bool host_attach(struct host *host);
 void host_detach(struct host *host);
+
+/* bells.c: the eventfds that the device has for its doorbells. */
+bool host_open_bells(struct host *host);
+void host_close_bells(struct host *host);
+bool host_ring_bell(struct host *host, unsigned index, uint32_t value);
 
 /* From whatever state to one with I/O queues; what was under way is forgotten. */
 bool host_start(struct host *host);

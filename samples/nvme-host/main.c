@@ -14,8 +14,9 @@
 
 static const char usage[] =
     "Usage: nvme-host SOCKET --verify [--queues N] [--depth N] [--seconds N] [--resets] [--spin]\n"
-    "                        [--seed N]\n"
+    "                        [--ioeventfd] [--seed N]\n"
     "       nvme-host SOCKET --bench randread|randwrite [--depth N] [--seconds N] [--spin]\n"
+    "                        [--ioeventfd]\n"
     "Drive the NVMe controller at SOCKET. What namespace 1 holds is lost.\n"
     "\n"
     "  --verify      random I/O on several queues of which every byte is checked\n"
@@ -25,6 +26,7 @@ static const char usage[] =
     "  --depth N     commands under way on each, 1 to 255 (default 32)\n"
     "  --seconds N   default 5\n"
     "  --spin        look for completions all the time, instead of waiting for interrupts\n"
+    "  --ioeventfd   ring the doorbells by the device's eventfds, as a hypervisor does\n"
     "  --seed N      of the random numbers\n"
     "  --help        print this text\n";
 
@@ -36,6 +38,7 @@ enum {
     OPTION_DEPTH,
     OPTION_SECONDS,
     OPTION_SPIN,
+    OPTION_IOEVENTFD,
     OPTION_SEED,
     OPTION_HELP,
 };
@@ -48,6 +51,7 @@ static const struct option long_options[] = {
     { "depth", required_argument, NULL, OPTION_DEPTH },
     { "seconds", required_argument, NULL, OPTION_SECONDS },
     { "spin", no_argument, NULL, OPTION_SPIN },
+    { "ioeventfd", no_argument, NULL, OPTION_IOEVENTFD },
     { "seed", required_argument, NULL, OPTION_SEED },
     { "help", no_argument, NULL, OPTION_HELP },
     { NULL, 0, NULL, 0 },
@@ -111,6 +115,8 @@ static bool parse_option(int c, struct run_options *options, struct choice *choi
         return parse_unsigned("--seconds", optarg, 1000000, &options->seconds);
     case OPTION_SPIN:
         return options->spin = true;
+    case OPTION_IOEVENTFD:
+        return options->ioeventfd = true;
     case OPTION_SEED:
         return parse_number("--seed", optarg, 1, UINT64_MAX, &options->seed);
     case OPTION_HELP:

@@ -10,6 +10,7 @@ struct run_options {
     unsigned seconds, queues, depth;
     bool resets;
     bool spin; /* look for completions all the time instead of waiting for interrupts */
+    bool ioeventfd; /* ring by eventfds instead of messages */
     bool writes; /* of the benchmark */
     uint64_t seed;
 };

@@ -446,8 +446,11 @@ static bool prepare(struct verify *v)
     unsigned entries = v->options->depth + 1;
 
     if (!host_init(&v->host, v->options->path, v->options->queues, entries,
-                   (uint64_t)nr * (AREA_SIZE + HOST_PAGE)) ||
-        !host_attach(&v->host) || !host_start(&v->host)) {
+                   (uint64_t)nr * (AREA_SIZE + HOST_PAGE))) {
+        return false;
+    }
+    v->host.use_bells = v->options->ioeventfd;
+    if (!host_attach(&v->host) || !host_start(&v->host)) {
         return false;
     }
     v->ios = calloc(nr, sizeof(*v->ios));
