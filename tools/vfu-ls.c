@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define TIMEOUT_MS 5000
@@ -41,7 +42,7 @@ static const struct {
     { ENOENT, "there is no such socket: start the server, or give the path that it was given" },
     { ECONNREFUSED, "nobody listens there any more: remove the socket and start the server again" },
     { EACCES, "you may not use this socket: run as the user who started the server" },
-    { ENOTSOCK, "this is a file and no socket: give the path that the server listens on" },
+    { ENOTSOCK, "this is no socket: give the path that the server listens on" },
     { EPROTOTYPE, "this is another kind of socket: give the path that the server listens on" },
     { ENAMETOOLONG, "a socket's path has at most 107 bytes: have the server listen elsewhere" },
     { ETIMEDOUT, "no answer in time: a server has one client at a time, so detach the other (a "
@@ -67,6 +68,14 @@ static void __attribute__((noreturn, format(printf, 2, 3))) die(int err, const c
         }
     }
     exit(1);
+}
+
+/* Linux refuses a connection to what is no socket at all, which is not to be removed. */
+static int connect_error(const char *path, int err)
+{
+    struct stat st;
+
+    return err == ECONNREFUSED && stat(path, &st) == 0 && !S_ISSOCK(st.st_mode) ? ENOTSOCK : err;
 }
 
 static void print_log(void *pvt, const char *line)
@@ -658,7 +667,7 @@ int main(int argc, char **argv)
     }
     device.client = vfuc_connect(device.path, &client);
     if (device.client == NULL) {
-        die(errno, "%s: cannot attach", device.path);
+        die(connect_error(device.path, errno), "%s: cannot attach", device.path);
     }
     if (access.size > 0) {
         do_access(&device, &access);

@@ -118,6 +118,16 @@ def test_dead_socket(tmp_path):
     assert "remove the socket and start the server again" in text
 
 
+@pytest.mark.parametrize("name", ["file", "directory"])
+def test_not_a_socket(tmp_path, name):
+    """Nobody is told to remove a file that is no socket: connect(2) says the same of both."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "directory").mkdir()
+    text = vfu_ls(tmp_path / name, status=1)
+    assert "this is no socket" in text
+    assert "remove" not in text
+
+
 def test_busy_server(server):
     server.client()
     text = vfu_ls("--timeout", 100, server.path, status=1)
