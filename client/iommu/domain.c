@@ -191,7 +191,7 @@ static int reduce(struct vfuc_iommu_domain *domain, struct change *change, uint3
     }
     change->global = (found.perm & VFUC_IOMMU_GLOBAL) != 0;
     /* Whatever can be cached and says more than the table: rights, or attributes that changed. */
-    *less = found.lost != 0 || (perm & ~found.perm & ~PERM_RWX) != 0;
+    *less = found.lost != 0 || (found.gained & ~PERM_RWX) != 0;
     pthread_mutex_unlock(&iommu->lock);
     return err;
 }

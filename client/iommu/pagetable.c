@@ -152,6 +152,7 @@ static uint64_t changed_leaf(const struct change *change, uint64_t leaf, unsigne
     change->found->bytes += level_size(level);
     change->found->perm |= leaf_perm(leaf);
     change->found->lost |= leaf_perm(leaf) & ~change->perm;
+    change->found->gained |= change->perm & ~leaf_perm(leaf);
     return change->perm != 0 ? make_leaf(leaf_target(leaf), change->perm) : 0;
 }
 

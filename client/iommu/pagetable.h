@@ -54,6 +54,7 @@ struct pt_found {
     uint64_t bytes; /* mapped */
     uint32_t perm;  /* of any of it */
     uint32_t lost;  /* permissions that any of it had and has no more */
+    uint32_t gained; /* that any of it did not have */
 };
 
 /*
