@@ -380,10 +380,14 @@ int vfuc_reply(vfuc_t *client, uint16_t id, uint16_t cmd, int error, const void 
 
 /* The receiver */
 
+/* The end of a connection is not for the server to claim: callers take it to have let go of all. */
 static int reply_error(const struct vfio_user_header *hdr)
 {
     if (!(hdr->flags & VFIO_USER_F_ERROR)) {
         return 0;
+    }
+    if (hdr->error_no == ENOTCONN || hdr->error_no == ETIMEDOUT) {
+        return EIO;
     }
     return hdr->error_no == 0 || hdr->error_no > MAX_ERRNO ? EPROTO : (int)hdr->error_no;
 }

@@ -18,7 +18,8 @@
  * ENOTCONN: the connection has ended: vfuc_reconnect(). ETIMEDOUT: no reply in time, and the
  * connection was ended. EPROTO: the reply was malformed. EDEADLK: inside a callback.
  * EAGAIN: 32768 commands are in flight. EINVAL: an argument, or the server's opinion of it.
- * EMSGSIZE: more than a message carries. Any other: what the server answered.
+ * EMSGSIZE: more than a message carries. Any other: what the server answered; EIO stands for
+ * ENOTCONN and ETIMEDOUT too, which are said here of the connection.
  */
 #ifndef VFIO_USER_CLIENT_H
 #define VFIO_USER_CLIENT_H

@@ -5,7 +5,14 @@
  */
 #include "iommu_fixture.h"
 
+#define UNMAP VFIO_USER_DMA_UNMAP
 #define INVALIDATE VFIO_USER_ATS_INVALIDATE
+
+static void start_shadow(struct fixture *f)
+{
+    fixture_start(f, VERSION(PASID_CAPS), NULL);
+    assert_int_equal(vfuc_iommu_mode(f->iommu), VFUC_IOMMU_SHADOW);
+}
 
 static void start_ats(struct fixture *f)
 {
@@ -35,10 +42,35 @@ static void test_restricted_beside_its_like(void **state)
     fixture_end(&f);
 }
 
+/* A server that answers with the errno of a connection that has ended is still there. */
+static void test_claims_to_have_gone(void **state)
+{
+    static const int claims[] = { ENOTCONN, ETIMEDOUT };
+    struct fixture f;
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        start_ats(&f);
+        assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM, PAGE, RW), 0);
+        fake_server_refuse(&f.server, INVALIDATE, claims[i]);
+        assert_fails(vfuc_iommu_unmap(f.domain, 0, PAGE), EPROTO);
+        assert_true(vfuc_iommu_isolated(f.iommu));
+        fixture_end(&f);
+
+        start_shadow(&f);
+        assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM, PAGE, RW), 0);
+        fake_server_refuse(&f.server, UNMAP, claims[i]);
+        assert_fails(vfuc_iommu_unmap(f.domain, 0, PAGE), EPROTO);
+        assert_true(vfuc_iommu_isolated(f.iommu));
+        fixture_end(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_restricted_beside_its_like),
+        cmocka_unit_test(test_claims_to_have_gone),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
