@@ -186,6 +186,7 @@ int attach_domain(struct vfuc_iommu *iommu, uint32_t pasid, struct vfuc_iommu_do
         return err;
     }
     err = previous.same ? 0 : tell(iommu, attachment, &previous);
+    err = err < 0 ? err : iommu_check_isolated(iommu);
     if (err < 0 && domain != NULL) {
         exchange(iommu, pasid, NULL, &previous, &attachment);
         tell(iommu, attachment, &previous);

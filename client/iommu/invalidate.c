@@ -211,7 +211,11 @@ int changes_tell(struct vfuc_iommu *iommu, const struct change *changes, size_t 
         err = finish(iommu, &batch, err);
     }
     pthread_mutex_unlock(&iommu->lock);
-    return mode == VFUC_IOMMU_SHADOW ? change_shadows(iommu, changes, nr) : err;
+    if (mode == VFUC_IOMMU_SHADOW) {
+        err = change_shadows(iommu, changes, nr);
+    }
+    /* What nothing shows any more may be what it kept. */
+    return err < 0 ? err : iommu_check_isolated(iommu);
 }
 
 int space_invalidate(struct vfuc_iommu *iommu, uint32_t pasid, bool global)

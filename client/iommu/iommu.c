@@ -114,6 +114,16 @@ void iommu_isolate(struct vfuc_iommu *iommu, const char *why)
     pthread_cond_broadcast(&iommu->changed);
 }
 
+int iommu_check_isolated(struct vfuc_iommu *iommu)
+{
+    bool kept;
+
+    pthread_mutex_lock(&iommu->lock);
+    kept = iommu->client != NULL && iommu->isolated;
+    pthread_mutex_unlock(&iommu->lock);
+    return kept ? -EIO : 0;
+}
+
 int iommu_kept(struct vfuc_iommu *iommu, int err)
 {
     if (err == -ENOTCONN) {

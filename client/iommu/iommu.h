@@ -164,6 +164,8 @@ enum vfuc_iommu_mode iommu_active_mode(const struct vfuc_iommu *iommu);
 uint64_t iommu_unit_size(const struct vfuc_iommu *iommu);
 /* Lock held. */
 void iommu_isolate(struct vfuc_iommu *iommu, const char *why);
+/* Lock not held: -EIO when the device kept something, of which no more can be said; or 0. */
+int iommu_check_isolated(struct vfuc_iommu *iommu);
 /* Lock not held: the device did not let go. What is to be reported: isolates it unless it left. */
 int iommu_kept(struct vfuc_iommu *iommu, int err);
 /* Room for one more element. 0 or -ENOMEM. */

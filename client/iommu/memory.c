@@ -271,12 +271,14 @@ static int take_back(struct vfuc_iommu *iommu, const struct memory *memory)
     enum vfuc_iommu_mode mode;
     struct vfuc *client = device(iommu, &mode);
     const vfuc_memory_t region = announcement(mode, memory);
+    int err;
 
     if (client == NULL) {
         return 0;
     }
     if (mode == VFUC_IOMMU_SHADOW) {
-        return shadow_refresh_all(iommu);
+        err = shadow_refresh_all(iommu);
+        return err < 0 ? err : iommu_check_isolated(iommu);
     }
     return vfuc_dma_unmap(client, &region) < 0 ? iommu_kept(iommu, -errno) : 0;
 }

@@ -66,11 +66,43 @@ static void test_claims_to_have_gone(void **state)
     }
 }
 
+/* What it kept it keeps: no later call may say otherwise. */
+static void check_nothing_succeeds(struct fixture *f)
+{
+    assert_true(vfuc_iommu_isolated(f->iommu));
+    assert_fails(vfuc_iommu_attach(f->iommu, ME, NULL), EIO);
+    assert_fails(vfuc_iommu_unmap(f->domain, 0, PAGE), EIO);
+    assert_fails(vfuc_iommu_protect(f->domain, PAGE, PAGE, R), EIO);
+    assert_fails(vfuc_iommu_domain_set_stage2(f->domain, NULL), EIO);
+}
+
+static void test_kept_after_detach(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    start_ats(&f);
+    assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM, 2 * PAGE, RW), 0);
+    fake_server_refuse(&f.server, INVALIDATE, EPERM);
+    assert_fails(vfuc_iommu_attach(f.iommu, ME, NULL), EPROTO);
+    check_nothing_succeeds(&f);
+    fixture_end(&f);
+
+    start_shadow(&f);
+    assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM, 2 * PAGE, RW), 0);
+    fake_server_refuse(&f.server, UNMAP, EPERM);
+    assert_fails(vfuc_iommu_attach(f.iommu, ME, NULL), EPROTO);
+    check_nothing_succeeds(&f);
+    assert_fails(vfuc_iommu_remove_memory(f.iommu, RAM), EIO);
+    fixture_end(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_restricted_beside_its_like),
         cmocka_unit_test(test_claims_to_have_gone),
+        cmocka_unit_test(test_kept_after_detach),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
