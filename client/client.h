@@ -139,6 +139,9 @@ int client_end_setup(struct vfuc *client, int r);
  */
 void client_break(struct vfuc *client, uint64_t epoch, int err);
 
+/* The same as vfuc_reconnect() does it, before it connects: what runs on it has ended then. */
+void client_hang_up(struct vfuc *client);
+
 /* The connection that this thread may send a command on: 0 or -ENOTCONN. */
 int client_epoch(struct vfuc *client, uint64_t *epoch);
 

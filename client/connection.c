@@ -409,6 +409,13 @@ static void hang_up(struct vfuc *client)
     set_socket(client, -1);
 }
 
+void client_hang_up(struct vfuc *client)
+{
+    pthread_mutex_lock(&client->life_lock);
+    hang_up(client);
+    pthread_mutex_unlock(&client->life_lock);
+}
+
 /* From a path to a connection on which commands may be sent. life_lock held. */
 static int establish(struct vfuc *client, enum client_state state)
 {

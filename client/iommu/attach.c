@@ -42,8 +42,8 @@ struct attachment *attachment_next(const struct vfuc_iommu *iommu,
     for (size_t i = position(iommu, *cursor); i < iommu->nr_attached; i++) {
         struct attachment *a = iommu->attached[i];
 
-        if (a->domain != NULL &&
-            (domain == NULL || a->domain == domain || a->domain->stage2 == domain)) {
+        if (domain == NULL ||
+            (a->domain != NULL && (a->domain == domain || a->domain->stage2 == domain))) {
             *cursor = key(a->pasid) + 1;
             return a;
         }

@@ -332,9 +332,10 @@ static int check_device(const struct vfuc_iommu *iommu)
         return -ENOTSUP;
     }
     for (size_t i = 0; i < iommu->nr_attached; i++) {
-        uint32_t pasid = iommu->attached[i]->pasid;
+        const struct attachment *a = iommu->attached[i];
 
-        if (pasid != VFUC_NO_PASID && (bits == 0 || pasid >> bits != 0)) {
+        if (a->domain != NULL && a->pasid != VFUC_NO_PASID &&
+            (bits == 0 || a->pasid >> bits != 0)) {
             return -ENOTSUP;
         }
     }
@@ -411,17 +412,14 @@ static int reconnect(struct vfuc_iommu *iommu, struct vfuc *client, bool shadowe
 {
     int err;
 
-    /* What is not true any more shall not come back with the connection. */
+    client_hang_up(client);
+    lift_isolation(iommu);
+    /* What is not true any more shall not come back: the server that has gone keeps nothing. */
     if (shadowed) {
-        lift_isolation(iommu);
         shadow_refresh_all(iommu);
     }
     err = vfuc_reconnect(client) < 0 ? -errno : 0;
-    if (err == 0) {
-        lift_isolation(iommu);
-        err = shadowed ? shadow_refresh_all(iommu) : 0;
-    }
-    return err;
+    return err == 0 && shadowed ? shadow_refresh_all(iommu) : err;
 }
 
 int vfuc_iommu_reconnect(vfuc_iommu_t *iommu)

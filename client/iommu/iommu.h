@@ -203,7 +203,8 @@ void space_walk_merged(const struct vfuc_iommu *iommu, uint32_t pasid, uint64_t 
 /* attach.c: lock held. */
 struct attachment *attachment_find(const struct vfuc_iommu *iommu, uint32_t pasid);
 /*
- * The next that shows the domain, by itself or as its second stage; NULL for domain: any. *cursor
+ * The next that shows the domain, by itself or as its second stage; NULL for domain: any, also one
+ * that was detached, whose shadow mappings the device may not have let go of. *cursor
  * is 0 at first; attachments that come and go meanwhile do no harm.
  */
 struct attachment *attachment_next(const struct vfuc_iommu *iommu,

@@ -280,7 +280,13 @@ static int take_back(struct vfuc_iommu *iommu, const struct memory *memory)
         err = shadow_refresh_all(iommu);
         return err < 0 ? err : iommu_check_isolated(iommu);
     }
-    return vfuc_dma_unmap(client, &region) < 0 ? iommu_kept(iommu, -errno) : 0;
+    if (vfuc_dma_unmap(client, &region) < 0) {
+        err = -errno;
+        /* Its descriptor is closed: the next connection is not to get it. */
+        client_forget(client, &region, false);
+        return iommu_kept(iommu, err);
+    }
+    return 0;
 }
 
 static int remove_memory(struct vfuc_iommu *iommu, uint64_t address)

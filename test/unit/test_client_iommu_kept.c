@@ -5,6 +5,7 @@
  */
 #include "iommu_fixture.h"
 
+#define MAP VFIO_USER_DMA_MAP
 #define UNMAP VFIO_USER_DMA_UNMAP
 #define INVALIDATE VFIO_USER_ATS_INVALIDATE
 
@@ -97,12 +98,57 @@ static void test_kept_after_detach(void **state)
     fixture_end(&f);
 }
 
+/* The server that was told nothing of it learns nothing of it from the next connection either. */
+static void test_kept_does_not_come_back(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    start_shadow(&f);
+    assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM, PAGE, RW), 0);
+    assert_int_equal(vfuc_iommu_attach(f.iommu, 1, f.domain), 0);
+    fake_server_refuse(&f.server, UNMAP, EPERM);
+    assert_fails(vfuc_iommu_attach(f.iommu, ME, NULL), EPROTO);
+    assert_fails(vfuc_iommu_unmap(f.domain, 0, PAGE), EIO);
+    fake_server_clear(&f.server);
+    fake_server_refuse(&f.server, 0, 0);
+    assert_int_equal(vfuc_iommu_reconnect(f.iommu), 0);
+    assert_false(vfuc_iommu_isolated(f.iommu));
+    assert_int_equal(fake_server_count(&f.server, MAP), 0);
+    fixture_end(&f);
+}
+
+/* A descriptor that was closed may be another file by now. */
+static void test_removed_memory_does_not_come_back(void **state)
+{
+    static const char *const versions[] = { FULL_VERSION, VERSION(PASID_CAPS) };
+    vfuc_iommu_memory_t extra = { .address = RAM + GIB, .size = PAGE, .prot = PROT_READ };
+    struct fixture f;
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        fixture_start(&f, versions[i], NULL);
+        extra.fd = f.fd;
+        assert_int_equal(vfuc_iommu_add_memory(f.iommu, &extra), 0);
+        assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM + GIB, PAGE, R), 0);
+        fake_server_refuse(&f.server, UNMAP, EPERM);
+        assert_fails(vfuc_iommu_remove_memory(f.iommu, RAM + GIB), EPROTO);
+        fake_server_refuse(&f.server, 0, 0);
+        fake_server_clear(&f.server);
+        assert_int_equal(vfuc_iommu_reconnect(f.iommu), 0);
+        assert_int_equal(fake_server_count(&f.server, MAP), i == 0);
+        fixture_end(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_restricted_beside_its_like),
         cmocka_unit_test(test_claims_to_have_gone),
         cmocka_unit_test(test_kept_after_detach),
+        cmocka_unit_test(test_kept_does_not_come_back),
+        cmocka_unit_test(test_removed_memory_does_not_come_back),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
