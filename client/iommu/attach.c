@@ -146,6 +146,7 @@ static int exchange(struct vfuc_iommu *iommu, uint32_t pasid, struct vfuc_iommu_
         old = attachment->domain;
         *previous = (struct previous){ old != NULL, old != NULL && old->had_global, old == domain };
         attachment->domain = domain;
+        iommu_begin_exchange(iommu);
         if (domain != NULL) {
             domain->refs++;
         }

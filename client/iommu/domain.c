@@ -53,7 +53,7 @@ int vfuc_iommu_domain_destroy(vfuc_iommu_domain_t *domain)
 
 /* The second stage */
 
-/* Lock held. */
+/* Lock and turn held. */
 static int exchange_stage2(struct vfuc_iommu_domain *domain, struct vfuc_iommu_domain *stage2)
 {
     if (domain->nr_above > 0 || (stage2 != NULL && (stage2->iommu != domain->iommu ||
@@ -69,6 +69,7 @@ static int exchange_stage2(struct vfuc_iommu_domain *domain, struct vfuc_iommu_d
         stage2->nr_above++;
     }
     domain->stage2 = stage2;
+    iommu_begin_exchange(domain->iommu);
     return 0;
 }
 
@@ -78,13 +79,16 @@ int vfuc_iommu_domain_set_stage2(vfuc_iommu_domain_t *domain, vfuc_iommu_domain_
     struct change all = { domain, 0, pagetable_last(&domain->table), false };
     int err = iommu_may_wait(iommu);
 
-    if (err == 0) {
-        pthread_mutex_lock(&iommu->lock);
-        err = exchange_stage2(domain, stage2);
-        all.global = domain->had_global;
-        pthread_mutex_unlock(&iommu->lock);
+    if (err < 0) {
+        return iommu_result(err);
     }
-    err = err < 0 ? err : changes_tell(iommu, &all, 1);
+    iommu_take_turn(iommu);
+    pthread_mutex_lock(&iommu->lock);
+    err = exchange_stage2(domain, stage2);
+    all.global = domain->had_global;
+    pthread_mutex_unlock(&iommu->lock);
+    err = err < 0 ? err : changes_tell_in_turn(iommu, &all, 1);
+    iommu_end_turn(iommu);
     return iommu_result(err);
 }
 

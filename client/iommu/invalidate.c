@@ -187,35 +187,87 @@ static int change_shadows(struct vfuc_iommu *iommu, const struct change *changes
 {
     int result = 0, err;
 
-    iommu_take_turn(iommu);
     for (size_t i = 0; i < nr; i++) {
         err = shadow_refresh_domain(iommu, changes[i].domain, changes[i].first, changes[i].last);
         result = result < 0 ? result : err;
     }
-    iommu_end_turn(iommu);
     return result;
+}
+
+static int invalidate_changes(struct vfuc_iommu *iommu, const struct change *changes, size_t nr)
+{
+    struct batch batch = { 0 };
+    int err = 0;
+
+    pthread_mutex_lock(&iommu->lock);
+    for (size_t i = 0; i < nr && err == 0; i++) {
+        err = start_change(iommu, &changes[i], &batch);
+    }
+    err = finish(iommu, &batch, err);
+    pthread_mutex_unlock(&iommu->lock);
+    return err;
+}
+
+/*
+ * A change of a domain that another thread is putting another in the place of is shown by nothing
+ * any more, and yet the device has let go of it only when that thread has heard so.
+ */
+static void wait_for_exchange(struct vfuc_iommu *iommu)
+{
+    uint64_t seen;
+
+    pthread_mutex_lock(&iommu->lock);
+    seen = iommu->exchanges;
+    while (iommu->exchanging && iommu->exchanges == seen) {
+        pthread_cond_wait(&iommu->changed, &iommu->lock);
+    }
+    pthread_mutex_unlock(&iommu->lock);
+}
+
+static enum vfuc_iommu_mode mode_of(struct vfuc_iommu *iommu)
+{
+    enum vfuc_iommu_mode mode;
+
+    pthread_mutex_lock(&iommu->lock);
+    mode = iommu_active_mode(iommu);
+    pthread_mutex_unlock(&iommu->lock);
+    return mode;
+}
+
+static int tell(struct vfuc_iommu *iommu, enum vfuc_iommu_mode mode, const struct change *changes,
+                size_t nr)
+{
+    if (mode == VFUC_IOMMU_SHADOW) {
+        return change_shadows(iommu, changes, nr);
+    }
+    return mode == VFUC_IOMMU_ATS ? invalidate_changes(iommu, changes, nr) : 0;
+}
+
+/* What nothing shows any more may be what the device has kept. */
+static int unless_kept(struct vfuc_iommu *iommu, int err)
+{
+    return err < 0 ? err : iommu_check_isolated(iommu);
 }
 
 int changes_tell(struct vfuc_iommu *iommu, const struct change *changes, size_t nr)
 {
-    struct batch batch = { 0 };
-    enum vfuc_iommu_mode mode;
-    int err = 0;
+    enum vfuc_iommu_mode mode = mode_of(iommu);
+    int err;
 
-    pthread_mutex_lock(&iommu->lock);
-    mode = iommu_active_mode(iommu);
-    if (mode == VFUC_IOMMU_ATS) {
-        for (size_t i = 0; i < nr && err == 0; i++) {
-            err = start_change(iommu, &changes[i], &batch);
-        }
-        err = finish(iommu, &batch, err);
-    }
-    pthread_mutex_unlock(&iommu->lock);
     if (mode == VFUC_IOMMU_SHADOW) {
-        err = change_shadows(iommu, changes, nr);
+        iommu_take_turn(iommu);
+        err = tell(iommu, mode, changes, nr);
+        iommu_end_turn(iommu);
+    } else {
+        err = tell(iommu, mode, changes, nr);
+        wait_for_exchange(iommu);
     }
-    /* What nothing shows any more may be what it kept. */
-    return err < 0 ? err : iommu_check_isolated(iommu);
+    return unless_kept(iommu, err);
+}
+
+int changes_tell_in_turn(struct vfuc_iommu *iommu, const struct change *changes, size_t nr)
+{
+    return unless_kept(iommu, tell(iommu, mode_of(iommu), changes, nr));
 }
 
 int space_invalidate(struct vfuc_iommu *iommu, uint32_t pasid, bool global)

@@ -74,8 +74,15 @@ void iommu_end_turn(struct vfuc_iommu *iommu)
 {
     pthread_mutex_lock(&iommu->lock);
     iommu->turn_taken = false;
+    iommu->exchanging = false;
     pthread_cond_broadcast(&iommu->changed);
     pthread_mutex_unlock(&iommu->lock);
+}
+
+void iommu_begin_exchange(struct vfuc_iommu *iommu)
+{
+    iommu->exchanging = true;
+    iommu->exchanges++;
 }
 
 /* State */

@@ -10,6 +10,7 @@
  * iommu->turn is for what takes several commands to the server to get right: shadow mappings and
  * the registration of memory. Who has the turn may wait for the server; the receiver never wants
  * it. The list of shadow mappings belongs to whoever has the turn. Attachments are freed with both.
+ * A domain is put in the place of another with the turn too, until the device knows.
  *
  * A translation that was answered by the tables as they were, and is sent after the invalidation
  * that was to drop it, is harmless: the server discards what it asked for before the invalidation
@@ -122,6 +123,8 @@ struct vfuc_iommu {
     pthread_mutex_t lock;
     pthread_cond_t changed; /* completions, the turn */
     bool turn_taken;
+    bool exchanging; /* who has the turn has put one domain in the place of another */
+    uint64_t exchanges;
 
     struct vfuc *client; /* NULL: no device */
     bool connecting;
@@ -157,6 +160,8 @@ int iommu_result(int err);
 int iommu_may_wait(struct vfuc_iommu *iommu);
 void iommu_take_turn(struct vfuc_iommu *iommu);
 void iommu_end_turn(struct vfuc_iommu *iommu);
+/* Lock and turn held: from now on, and until the turn ends, the device lets go of a domain. */
+void iommu_begin_exchange(struct vfuc_iommu *iommu);
 /* The receiver thread has something of this client, whose connection is in the state returned. */
 enum client_state iommu_meet(struct vfuc_iommu *iommu, struct vfuc *client);
 /* Lock held: the mode that the device is in, NONE for no device too. */
@@ -223,6 +228,8 @@ void domain_free(struct vfuc_iommu_domain *domain);
 
 /* The device lets go of what the tables do not say any more, or a shadow mapping is changed. */
 int changes_tell(struct vfuc_iommu *iommu, const struct change *changes, size_t nr);
+/* The same with the turn held. */
+int changes_tell_in_turn(struct vfuc_iommu *iommu, const struct change *changes, size_t nr);
 /* Everything of one space. */
 int space_invalidate(struct vfuc_iommu *iommu, uint32_t pasid, bool global);
 

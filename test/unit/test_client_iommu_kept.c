@@ -5,6 +5,8 @@
  */
 #include "iommu_fixture.h"
 
+#include <stdatomic.h>
+
 #define MAP VFIO_USER_DMA_MAP
 #define UNMAP VFIO_USER_DMA_UNMAP
 #define INVALIDATE VFIO_USER_ATS_INVALIDATE
@@ -141,6 +143,105 @@ static void test_removed_memory_does_not_come_back(void **state)
     }
 }
 
+/* Threads */
+
+struct caller {
+    struct fixture *f;
+    pthread_t thread;
+    int (*call)(struct fixture *f);
+    int result;
+    atomic_bool done;
+};
+
+static void *run_call(void *arg)
+{
+    struct caller *caller = arg;
+
+    caller->result = caller->call(caller->f);
+    atomic_store(&caller->done, true);
+    return NULL;
+}
+
+static void begin(struct caller *caller, struct fixture *f, int (*call)(struct fixture *f))
+{
+    *caller = (struct caller){ .f = f, .call = call };
+    assert_int_equal(pthread_create(&caller->thread, NULL, run_call, caller), 0);
+}
+
+static void finish(struct caller *caller)
+{
+    pthread_join(caller->thread, NULL);
+    assert_int_equal(caller->result, 0);
+}
+
+static int detach(struct fixture *f)
+{
+    return vfuc_iommu_attach(f->iommu, ME, NULL);
+}
+
+static int take_stage2(struct fixture *f)
+{
+    return vfuc_iommu_domain_set_stage2(f->domain, NULL);
+}
+
+static vfuc_iommu_domain_t *below;
+
+static int unmap_below(struct fixture *f)
+{
+    (void)f;
+    return vfuc_iommu_unmap(below, 0, PAGE);
+}
+
+static bool is_unmapped(vfuc_iommu_domain_t *domain)
+{
+    return vfuc_iommu_map(domain, 0, RAM, PAGE, R) == 0;
+}
+
+/*
+ * What leaves the device along with its domain has left it when that is done, whoever asks: a page
+ * of the domain is unmapped while the device is still told of the domain.
+ */
+static void check_leaves_along(struct fixture *f, int (*leave)(struct fixture *f))
+{
+    struct caller leaving, unmapping;
+
+    fake_server_clear(&f->server);
+    fake_server_hold(&f->server, INVALIDATE);
+    begin(&leaving, f, leave);
+    fake_server_wait(&f->server, INVALIDATE, 1);
+    begin(&unmapping, f, unmap_below);
+    while (!is_unmapped(below)) {
+        sched_yield();
+    }
+    for (int i = 0; i < 1000; i++) {
+        sched_yield();
+        assert_false(atomic_load(&unmapping.done));
+    }
+    fake_server_hold(&f->server, 0);
+    finish(&leaving);
+    finish(&unmapping);
+}
+
+static void test_leaves_along(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    start_ats(&f);
+    below = f.domain;
+    assert_int_equal(vfuc_iommu_map(f.domain, 0, RAM, PAGE, RW), 0);
+    check_leaves_along(&f, detach);
+    fixture_end(&f);
+
+    start_ats(&f);
+    below = vfuc_iommu_domain_create(f.iommu);
+    assert_int_equal(vfuc_iommu_domain_set_stage2(f.domain, below), 0);
+    assert_int_equal(vfuc_iommu_map(below, 0, RAM, PAGE, RW), 0);
+    assert_int_equal(vfuc_iommu_map(f.domain, 0, 0, PAGE, RW), 0);
+    check_leaves_along(&f, take_stage2);
+    fixture_end(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -149,6 +250,7 @@ int main(void)
         cmocka_unit_test(test_kept_after_detach),
         cmocka_unit_test(test_kept_does_not_come_back),
         cmocka_unit_test(test_removed_memory_does_not_come_back),
+        cmocka_unit_test(test_leaves_along),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
