@@ -20,6 +20,13 @@
 /* Far more than any step takes: what is late by this much does not come. */
 #define TIMEOUT_MS 10000
 
+#define EXIT_USAGE 2
+
+static const char usage[] =
+    "Usage: edu-demo [--help]\n"
+    "Start the edu server, drive its device as a virtual machine would, and say what was seen;\n"
+    "then once more, with an IOMMU.\n";
+
 struct demo {
     char server[PATH_MAX];
     char dir[PATH_MAX];
@@ -139,12 +146,21 @@ static int run(struct demo *demo, struct machine_iommu *iommu)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static struct demo demo;
     static struct machine_iommu iommu;
-    int err = process_sibling("edu", demo.server, sizeof(demo.server));
+    int err;
 
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        fputs(usage, stdout);
+        return EXIT_SUCCESS;
+    }
+    if (argc != 1) {
+        fprintf(stderr, "edu-demo: takes no '%s': try 'edu-demo --help'\n", argv[1]);
+        return EXIT_USAGE;
+    }
+    err = process_sibling("edu", demo.server, sizeof(demo.server));
     if (err != 0) {
         fprintf(stderr, "edu-demo: cannot find the server: %s\n", strerror(-err));
         return EXIT_FAILURE;
