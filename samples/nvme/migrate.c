@@ -44,10 +44,13 @@ static int stop(struct nvme *nvme, struct migration *m)
 {
     const char *fault;
 
-    controller_pause(nvme);
     if (!m->resuming) {
+        controller_pause(nvme);
         return 0;
     }
+    /* The client may have enabled it meanwhile. */
+    controller_reset(nvme);
+    controller_pause(nvme);
     fault = controller_load(nvme, m->data, m->size);
     if (fault == NULL) {
         drop_data(m);

@@ -200,7 +200,8 @@ static const char *queues_fault(struct nvme *nvme, const struct saved_state *s)
     for (unsigned i = 0; i < NVME_MAX_QUEUES; i++) {
         const struct saved_queue *cq = &s->cqs[i], *sq = &s->sqs[i];
 
-        if (i > nvme->config.nr_queues && (cq->entries != 0 || sq->entries != 0)) {
+        if ((i > nvme->config.nr_queues || s->cqs[0].entries == 0) &&
+            (cq->entries != 0 || sq->entries != 0)) {
             return "it has a queue that cannot be";
         }
         if ((cq->entries != 0 && !valid_queue(cq)) || (sq->entries != 0 && !valid_queue(sq))) {
@@ -248,6 +249,9 @@ static const char *admin_fault(const struct saved_state *s)
 
     if (queues && (!(s->cc & NVME_CC_EN) || !(s->csts & NVME_CSTS_RDY))) {
         return "there are queues, and the controller is not enabled";
+    }
+    if (!queues && s->shadow_on) {
+        return "there are shadow doorbells, and no admin queue";
     }
     if (s->events.nr_held > ADMIN_EVENT_LIMIT || (s->events.nr_held > 0 && !queues)) {
         return "it has more requests for events than it can";

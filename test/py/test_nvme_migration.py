@@ -10,8 +10,8 @@ import pytest
 from vfiouser import wire
 from vfiouser.client import VfioUserError
 from vfiouser.nvme import Namespace, Nvme, pattern
-from vfiouser.nvme_spec import (ADMIN_AER, ADMIN_GET_FEATURES, ADMIN_SET_FEATURES, CC, CSTS_RDY,
-                                IO_READ, IO_WRITE, SUCCESS)
+from vfiouser.nvme_spec import (ADMIN_AER, ADMIN_GET_FEATURES, ADMIN_SET_FEATURES, CC, CC_ENABLE,
+                                CC_IO_ENTRIES, CSTS_RDY, IO_READ, IO_WRITE, SUCCESS)
 from vfiouser.wire import BAR0, FEAT_MIG_STATE, FEATURE_SET, Cmd
 
 STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY = 1, 2, 3, 4, 6
@@ -200,3 +200,59 @@ def test_states_that_are_none(start_nvme, tmp_path):
     pair.nvme.client.close()
     for server in pair.servers:
         start_again(server)
+
+
+class Received:
+    """A server that is to take a state, and the state of a controller with queues."""
+
+    # Of the state: where CC is, and the size of a queue; there are 65 of each kind at the end.
+    CC_AT, QUEUE, QUEUES = 536, 32, 65
+
+    def __init__(self, pair):
+        pair.nvme.start_io(4)
+        set_state(pair.nvme.client, STOP_COPY)
+        self.state = bytearray(save(pair.nvme.client))
+        self.pair = pair
+        self.target = pair.servers[1].client()
+
+    def without_admin_queue(self):
+        struct.pack_into("<II", self.state, self.CC_AT, 0, 0)
+        for kinds in (1, 2):
+            at = len(self.state) - kinds * self.QUEUES * self.QUEUE
+            self.state[at:at + self.QUEUE] = bytes(self.QUEUE)
+
+    def take(self, before=lambda: None):
+        set_state(self.target, RESUMING)
+        before()
+        load(self.target, bytes(self.state), 65536)
+        set_state(self.target, RUNNING)
+
+    def close(self):
+        """The device goes on, whatever came."""
+        self.target.close()
+        self.pair.nvme.client.close()
+        for server in self.pair.servers:
+            start_again(server)
+        nvme = Nvme(self.pair.servers[1].client())
+        Namespace(nvme, nvme.start_io(4)).write(0, pattern(4096))
+
+
+def test_queues_of_a_controller_that_is_off(pair):
+    received = Received(pair)
+    received.without_admin_queue()
+    for _ in range(3):
+        with pytest.raises(VfioUserError):
+            received.take()
+    received.close()
+
+
+def test_enabled_before_its_state_comes(pair):
+    received = Received(pair)
+
+    def enable():
+        nvme = Nvme(received.target)
+        nvme.set_admin_queue()
+        nvme.write(CC, CC_ENABLE | CC_IO_ENTRIES)
+
+    received.take(enable)
+    received.close()
