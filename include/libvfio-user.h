@@ -488,8 +488,8 @@ void vfu_sgl_put(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cn
  * Returns 0, or -1 with errno; what a failed call transferred is undefined:
  * EINVAL: unknown flag; entry not valid; a reply that does not fit the request; no DMA.
  * ESTALE: what an entry names was unmapped since. EFAULT: the client truncated the file.
- * EIO: the file could not be read. ENOTCONN: the client is gone. ETIMEDOUT: no reply in time.
- * Any other: the client's own error.
+ * EIO: the file could not be read. ENOTCONN: the client is gone. ETIMEDOUT: no reply within 30
+ * seconds. Any other: the client's own error.
  *
  * Any thread, as vfu_addr_to_sgl(). vfio-user protocol, DMA_READ.
  */
