@@ -142,42 +142,67 @@ int vfuc_iommu_bind_process(vfuc_iommu_t *iommu, uint32_t pasid, void *start, si
     return iommu_result(err);
 }
 
-static struct vfuc_iommu_domain *find_bound(struct vfuc_iommu *iommu, uint32_t pasid)
+/* NULL: the PASID is not bound. To be let go of: it may be unbound meanwhile. */
+static struct vfuc_iommu_domain *hold_bound(struct vfuc_iommu *iommu, uint32_t pasid)
 {
     struct vfuc_iommu_domain *domain;
 
     pthread_mutex_lock(&iommu->lock);
     domain = bound_domain(iommu, pasid);
+    if (domain != NULL) {
+        domain->refs++;
+    }
     pthread_mutex_unlock(&iommu->lock);
     return domain;
 }
 
-int vfuc_iommu_evict(vfuc_iommu_t *iommu, uint32_t pasid, void *start, size_t size)
+static void let_go(struct vfuc_iommu_domain *domain)
 {
-    struct vfuc_iommu_domain *domain = find_bound(iommu, pasid);
+    struct vfuc_iommu *iommu = domain->iommu;
 
-    if (domain == NULL) {
-        return iommu_result(-ENOENT);
+    pthread_mutex_lock(&iommu->lock);
+    if (--domain->refs == 0) {
+        domain_free(domain);
     }
-    if (vfuc_iommu_unmap(domain, (uintptr_t)start, size) < 0 && errno != ENOENT) {
-        return -1;
-    }
-    return 0;
+    pthread_mutex_unlock(&iommu->lock);
 }
 
-int vfuc_iommu_unbind_process(vfuc_iommu_t *iommu, uint32_t pasid)
+static int evict(struct vfuc_iommu_domain *domain, uint64_t start, size_t size)
 {
-    struct vfuc_iommu_domain *domain = find_bound(iommu, pasid);
+    const struct change change = { domain, start, start + (size - 1), false };
+    int err = vfuc_iommu_unmap(domain, start, size) < 0 ? -errno : 0;
+
+    /* Another thread may have begun to evict it, and the device not have let go of it yet. */
+    return err == -ENOENT ? changes_tell(domain->iommu, &change, 1) : err;
+}
+
+int vfuc_iommu_evict(vfuc_iommu_t *iommu, uint32_t pasid, void *start, size_t size)
+{
+    struct vfuc_iommu_domain *domain = hold_bound(iommu, pasid);
     int err;
 
     if (domain == NULL) {
         return iommu_result(-ENOENT);
     }
-    if (vfuc_iommu_attach(iommu, pasid, NULL) < 0) {
-        err = -errno;
-    } else {
-        err = 0;
+    err = evict(domain, (uintptr_t)start, size);
+    let_go(domain);
+    return iommu_result(err);
+}
+
+int vfuc_iommu_unbind_process(vfuc_iommu_t *iommu, uint32_t pasid)
+{
+    struct vfuc_iommu_domain *domain;
+    int err = iommu_may_wait(iommu);
+
+    if (err < 0) {
+        return iommu_result(err);
     }
-    vfuc_iommu_domain_destroy(domain);
+    iommu_take_turn(iommu);
+    domain = hold_bound(iommu, pasid);
+    err = domain != NULL ? attach_domain(iommu, pasid, NULL) : -ENOENT;
+    iommu_end_turn(iommu);
+    if (domain != NULL) {
+        let_go(domain);
+    }
     return iommu_result(err);
 }

@@ -242,6 +242,68 @@ static void test_leaves_along(void **state)
     fixture_end(&f);
 }
 
+static int evict(struct fixture *f)
+{
+    return vfuc_iommu_evict(f->iommu, 1, f->ram, PAGE);
+}
+
+/* Who finds a page evicted by another thread has to wait for the device as that does. */
+static void test_evicted_by_another(void **state)
+{
+    struct caller first, second;
+    struct fixture f;
+
+    (void)state;
+    start_ats(&f);
+    assert_int_equal(vfuc_iommu_bind_process(f.iommu, 1, f.ram, PAGE, PROT_READ), 0);
+    fake_server_hold(&f.server, INVALIDATE);
+    begin(&first, &f, evict);
+    fake_server_wait(&f.server, INVALIDATE, 1);
+    begin(&second, &f, evict);
+    fake_server_wait(&f.server, INVALIDATE, 2);
+    assert_false(atomic_load(&second.done));
+    fake_server_hold(&f.server, 0);
+    finish(&first);
+    finish(&second);
+
+    fake_server_refuse(&f.server, INVALIDATE, EPERM);
+    assert_fails(evict(&f), EPROTO);
+    assert_fails(evict(&f), EIO);
+    fixture_end(&f);
+}
+
+/* Pages are evicted while the process is unbound, and bound again. */
+static void *keep_evicting(void *arg)
+{
+    struct caller *caller = arg;
+
+    while (!atomic_load(&caller->done)) {
+        caller->result |= evict(caller->f) < 0 && errno != ENOENT;
+        fake_server_clear(&caller->f->server); /* it has room for so many */
+    }
+    return NULL;
+}
+
+static void test_evicted_while_unbound(void **state)
+{
+    struct caller evictor;
+    struct fixture f;
+
+    (void)state;
+    start_ats(&f);
+    evictor = (struct caller){ .f = &f };
+    assert_int_equal(pthread_create(&evictor.thread, NULL, keep_evicting, &evictor), 0);
+    for (int i = 0; i < 300; i++) {
+        assert_int_equal(vfuc_iommu_bind_process(f.iommu, 1, f.ram, PAGE, PROT_READ), 0);
+        sched_yield();
+        assert_int_equal(vfuc_iommu_unbind_process(f.iommu, 1), 0);
+    }
+    assert_fails(vfuc_iommu_unbind_process(f.iommu, 1), ENOENT);
+    atomic_store(&evictor.done, true);
+    finish(&evictor);
+    fixture_end(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -251,6 +313,8 @@ int main(void)
         cmocka_unit_test(test_kept_does_not_come_back),
         cmocka_unit_test(test_removed_memory_does_not_come_back),
         cmocka_unit_test(test_leaves_along),
+        cmocka_unit_test(test_evicted_by_another),
+        cmocka_unit_test(test_evicted_while_unbound),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
