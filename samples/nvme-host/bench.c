@@ -65,7 +65,12 @@ static bool sleep_for_interrupt(struct host *host, unsigned qid)
         return false;
     }
     (void)eventfd_read(pfd.fd, &count);
-    return true;
+    return !host_lost(host);
+}
+
+static bool wait_for_completions(struct bench *b)
+{
+    return b->options->spin ? !host_lost(&b->host) : sleep_for_interrupt(&b->host, 1);
 }
 
 static bool run(struct bench *b, uint64_t *elapsed_ms)
@@ -83,7 +88,7 @@ static bool run(struct bench *b, uint64_t *elapsed_ms)
     for (;;) {
         int n = serve(b, queue);
 
-        if (n < 0 || (n == 0 && !b->options->spin && !sleep_for_interrupt(&b->host, 1))) {
+        if (n < 0 || (n == 0 && !wait_for_completions(b))) {
             return false;
         }
         *elapsed_ms = host_now_ms() - start;

@@ -257,8 +257,30 @@ static void map_doorbells(struct host *host)
     close(info.fd);
 }
 
+/* On the client's receiver thread. Wakes who waits for an interrupt, as none comes any more. */
+static void on_lost(void *pvt, int error)
+{
+    struct host *host = pvt;
+
+    (void)error;
+    atomic_store(&host->lost, true);
+    for (unsigned i = 0; i < host->nr_irqs; i++) {
+        (void)eventfd_write(host->irq_fds[i], 1);
+    }
+}
+
+bool host_lost(const struct host *host)
+{
+    if (atomic_load(&host->lost)) {
+        host_fail("the server at %s has gone", host->path);
+        return true;
+    }
+    return false;
+}
+
 bool host_attach(struct host *host)
 {
+    const vfuc_options_t options = { .lost = on_lost, .pvt = host };
     const vfuc_memory_t memory = {
         .iova = MEM_ADDR,
         .size = host->mem_size,
@@ -267,7 +289,8 @@ bool host_attach(struct host *host)
         .vaddr = host->mem,
     };
 
-    host->client = vfuc_connect(host->path, NULL);
+    atomic_store(&host->lost, false);
+    host->client = vfuc_connect(host->path, &options);
     if (host->client == NULL) {
         host_fail("cannot attach to %s: %s", host->path, strerror(errno));
         return false;
@@ -431,6 +454,9 @@ static bool admin(struct host *host, struct nvme_command *command, uint32_t *res
         struct pollfd pfd = { .fd = host->irq_fds[0], .events = POLLIN };
         eventfd_t count;
 
+        if (host_lost(host)) {
+            return false;
+        }
         if (host_now_ms() > deadline) {
             host_fail("no completion of admin command 0x%02x", command->opcode);
             return false;

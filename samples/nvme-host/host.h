@@ -12,6 +12,7 @@
 #include "../nvme/spec.h"
 #include "vfio-user-client.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -47,6 +48,7 @@ struct host_bells {
 struct host {
     const char *path;
     vfuc_t *client; /* NULL: not attached */
+    atomic_bool lost; /* the connection has ended, and not by host_detach() */
     int mem_fd;
     uint8_t *mem; /* at HOST_MEM_ADDR for the device */
     uint64_t mem_size, mem_used;
@@ -80,6 +82,8 @@ void host_destroy(struct host *host);
 
 bool host_attach(struct host *host);
 void host_detach(struct host *host);
+/* Says that the connection was lost, if it was; the interrupts are signalled as well then. */
+bool host_lost(const struct host *host);
 
 /* bells.c: the eventfds that the device has for its doorbells. */
 bool host_open_bells(struct host *host);

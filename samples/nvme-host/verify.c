@@ -313,6 +313,9 @@ static bool wait_for_interrupts(struct verify *v)
             }
         }
     }
+    if (host_lost(&v->host)) {
+        return false;
+    }
     if (all_in_flight(v) > 0 && host_now_ms() - v->last_done_ms > HOST_TIMEOUT_MS) {
         host_fail("%u commands under way, and none has ended for %u ms", all_in_flight(v),
                   HOST_TIMEOUT_MS);
