@@ -181,6 +181,14 @@ static void abandon(struct vfuc *client, struct call *call)
     pthread_mutex_unlock(&client->lock);
 }
 
+/* A server may answer what it has not got yet: ids can be guessed. */
+static void drop_fds(struct call *call)
+{
+    while (call->nr_fds > 0) {
+        close(call->fds[--call->nr_fds]);
+    }
+}
+
 ssize_t client_call(struct vfuc *client, const struct client_command *command)
 {
     struct call call = {
@@ -207,6 +215,7 @@ ssize_t client_call(struct vfuc *client, const struct client_command *command)
                       command->nr_fds);
     if (err < 0) {
         abandon(client, &call);
+        drop_fds(&call);
         return err;
     }
     wait_for(client, &call, epoch);

@@ -5,6 +5,8 @@
 
 #include <errno.h>
 #include <linux/vfio.h>
+#include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -940,6 +942,65 @@ static void test_unattended(void **state)
     close(owner.lost_fd);
 }
 
+/* An answer to a command that is still on its way: the server can guess what follows. */
+
+struct early {
+    vfuc_t *client;
+    int blocked; /* counts: the client's socket is full */
+};
+
+static bool answer_early(struct fake *fake, const struct vfio_user_header *hdr)
+{
+    const struct early *early = fake->pvt;
+    const struct fake_message answer = {
+        BYTES(32), .cmd = VFIO_USER_DEVICE_GET_REGION_INFO, .id_delta = 1, .nr_fds = 1,
+        .fd = fake->listener,
+    };
+    struct pollfd pollfd = { .fd = fake->fd, .events = POLLIN };
+    const uint64_t one = 1;
+
+    fake_send(fake, hdr, &(struct fake_message){ .len = 0 });
+    while (poll(&pollfd, 1, -1) == 1 && !(pollfd.revents & POLLHUP)) {
+        if (write(early->blocked, &one, sizeof(one)) == sizeof(one)) {
+            fake_send(fake, hdr, &answer);
+        }
+    }
+    return true;
+}
+
+static void *post_much(void *arg)
+{
+    static const uint8_t much[1 << 20];
+    struct early *early = arg;
+
+    while (vfuc_region_post(early->client, 0, 0, much, sizeof(much)) == 0) {
+        continue;
+    }
+    return NULL;
+}
+
+static void test_answer_before_the_command(void **state)
+{
+    struct early early = { .blocked = eventfd(0, EFD_CLOEXEC) };
+    struct fake fake = { .respond = answer_early, .pvt = &early };
+    unsigned fds = open_fds();
+    vfuc_region_info_t info;
+    pthread_t thread;
+    uint64_t count;
+
+    (void)state;
+    early.client = start(&fake, true);
+    assert_int_equal(vfuc_reset(early.client), 0);
+    assert_int_equal(pthread_create(&thread, NULL, post_much, &early), 0);
+    assert_int_equal(read(early.blocked, &count, sizeof(count)), sizeof(count));
+    assert_int_equal(vfuc_region_info(early.client, 0, &info), -1);
+    pthread_join(thread, NULL);
+    vfuc_disconnect(early.client);
+    fake_stop(&fake);
+    assert_int_equal(open_fds(), fds);
+    close(early.blocked);
+}
+
 /* A server that hangs up while somebody waits. */
 static bool hang_up(struct fake *fake, const struct vfio_user_header *hdr)
 {
@@ -1057,6 +1118,7 @@ int main(void)
         cmocka_unit_test(test_flood),
         cmocka_unit_test(test_owner_answers_once),
         cmocka_unit_test(test_unattended),
+        cmocka_unit_test(test_answer_before_the_command),
         cmocka_unit_test(test_hang_up),
         cmocka_unit_test(test_stop_in_the_middle),
         cmocka_unit_test(test_full_queue),
