@@ -122,12 +122,17 @@ static bool grow(struct irq_record *record, uint32_t count)
     return true;
 }
 
+/* taken: only those that are taken away. */
 static void record_fds(struct vfuc *client, uint32_t type, uint32_t start, uint32_t count,
-                       const int *fds)
+                       const int *fds, bool taken)
 {
     pthread_mutex_lock(&client->irq_lock);
     for (uint32_t i = 0; i < count && start + i < client->irqs[type].count; i++) {
-        client->irqs[type].fds[start + i] = fds != NULL ? fds[i] : -1;
+        int fd = fds != NULL ? fds[i] : -1;
+
+        if (!taken || fd == -1) {
+            client->irqs[type].fds[start + i] = fd;
+        }
     }
     pthread_mutex_unlock(&client->irq_lock);
 }
@@ -157,8 +162,8 @@ static int set_and_record(struct vfuc *client, uint32_t type, uint32_t start, ui
 {
     int err = set_eventfds(client, type, start, count, eventfds);
 
-    if (err == 0 || (eventfds == NULL && gone(err))) {
-        record_fds(client, type, start, count, eventfds);
+    if (gone(err)) {
+        record_fds(client, type, start, count, eventfds, err < 0);
     }
     return err;
 }

@@ -185,6 +185,29 @@ static void test_taken_away_meanwhile(void **state)
     assert_int_equal(device_do(f->client, DEVICE_INTERRUPT, 0, 0), ENOENT);
 }
 
+/* Nor does what was taken away beside something else that was to be set. */
+static void test_one_taken_away_meanwhile(void **state)
+{
+    struct fixture *f = *state;
+    int irqs[] = { eventfd(0, EFD_CLOEXEC), eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
+    int changed[] = { -1, irqs[0] };
+    uint64_t count;
+
+    assert_int_equal(vfuc_irq_set_eventfds(f->client, VFIO_PCI_MSIX_IRQ_INDEX, 0, 2, irqs), 0);
+    device_stop(f->device);
+    check_lost(f);
+    assert_int_equal(vfuc_irq_set_eventfds(f->client, VFIO_PCI_MSIX_IRQ_INDEX, 0, 2, changed), -1);
+    assert_int_equal(errno, ENOTCONN);
+    close(irqs[0]);
+
+    device_start(f->device);
+    assert_int_equal(vfuc_reconnect(f->client), 0);
+    assert_int_equal(device_do(f->client, DEVICE_INTERRUPT, 0, 0), ENOENT);
+    assert_int_equal(device_do(f->client, DEVICE_INTERRUPT, 0, 1), 0);
+    assert_int_equal(read(irqs[1], &count, sizeof(count)), sizeof(count));
+    close(irqs[1]);
+}
+
 /* A device with other areas is not the same: nothing is mapped where something else was. */
 static void test_another_device(void **state)
 {
@@ -426,6 +449,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_everything_is_there_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_taken_away_meanwhile, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_one_taken_away_meanwhile, setup, teardown),
         cmocka_unit_test_setup_teardown(test_another_device, setup, teardown),
         cmocka_unit_test_setup_teardown(test_spaces, setup, teardown),
         cmocka_unit_test_setup_teardown(test_again_and_again, setup, teardown),
