@@ -227,12 +227,28 @@ static int fill(struct transfer *transfer)
     }
 }
 
+/*
+ * From the beginning: a device that is still resuming after a load that failed has a part of that
+ * state. It is to try it and to drop it, and may well say that it is none.
+ */
+static int begin_resuming(struct vfuc *client)
+{
+    uint32_t now;
+    int err = get_state(client, &now);
+
+    if (err == 0 && now == VFIO_USER_DEVICE_STATE_RESUMING &&
+        set_state(client, VFIO_USER_DEVICE_STATE_STOP) < 0) {
+        client_log(client, "the device drops the state that was not loaded as a whole");
+    }
+    return err < 0 ? err : set_state(client, VFIO_USER_DEVICE_STATE_RESUMING);
+}
+
 int vfuc_migration_load(vfuc_t *client, vfuc_load_t *load, void *pvt)
 {
     struct transfer transfer = { .client = client, .load = load, .pvt = pvt };
     int err = begin(&transfer);
 
-    err = err < 0 ? err : set_state(client, VFIO_USER_DEVICE_STATE_RESUMING);
+    err = err < 0 ? err : begin_resuming(client);
     err = err < 0 ? err : fill(&transfer);
     err = err < 0 ? err : set_state(client, VFIO_USER_DEVICE_STATE_STOP);
     free(transfer.buf);

@@ -201,6 +201,26 @@ static void test_failures(void **state)
     free(saved.data);
 }
 
+/* What came of a state before it failed is no part of the next. */
+static void test_load_again(void **state)
+{
+    struct fixture *f = *state;
+    struct saved saved = { .client = f->client };
+
+    assert_int_equal(vfuc_migration_save(f->client, 0, save, &saved), 0);
+    saved.give_up = 2000000;
+    assert_int_equal(vfuc_migration_load(f->client, load, &saved), -1);
+    assert_int_equal(errno, EDQUOT);
+    assert_true(saved.at > 0);
+    saved.give_up = 0;
+    saved.at = 0;
+    memset(f->device->state, 0, DEVICE_STATE_SIZE);
+    assert_int_equal(vfuc_migration_load(f->client, load, &saved), 0);
+    check_state(f, VFIO_USER_DEVICE_STATE_STOP);
+    assert_memory_equal(f->device->state, saved.data, DEVICE_STATE_SIZE);
+    free(saved.data);
+}
+
 /* Dirty pages */
 
 static vfuc_memory_t map_file(struct fixture *f, uint64_t iova, uint64_t size, void **vaddr)
@@ -305,6 +325,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_save_and_load, setup, teardown),
         cmocka_unit_test_setup_teardown(test_save_running, setup, teardown),
         cmocka_unit_test_setup_teardown(test_failures, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_load_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_dirty_pages, setup, teardown),
         cmocka_unit_test_setup_teardown(test_dirty_sizes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_written_by_message, setup, teardown),
