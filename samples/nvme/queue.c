@@ -195,6 +195,31 @@ static void cancel_commands(struct sq *sq)
     }
 }
 
+/*
+ * While everything comes to a stop, what cannot be posted now would keep the queue, and whoever
+ * wants it deleted. Without an entry the host takes a command as aborted (NVMe 5.6).
+ */
+static void forget_commands(struct sq *sq)
+{
+    struct worker *worker = sq->worker;
+
+    for (unsigned i = 0; i < WORKER_COMMANDS; i++) {
+        struct command *cmd = &worker->commands[i];
+
+        if (cmd->sq != sq) {
+            continue;
+        }
+        if (cmd->stage == STAGE_DONE) {
+            STAILQ_REMOVE(&sq->cq->done, cmd, command, done_link);
+            sq_forget(cmd);
+        } else if (cmd->stage == STAGE_PARKED) {
+            TAILQ_REMOVE(&worker->parked, cmd, parked_link);
+            worker->nr_parked--;
+            sq_forget(cmd);
+        }
+    }
+}
+
 /* The ring is closed. Who wants the queue deleted is told. */
 static void drop_sq(struct worker *worker, struct sq *sq)
 {
@@ -220,7 +245,11 @@ static void finish_sq(struct worker *worker, struct sq *sq)
 {
     if (sq->in_flight > 0) {
         cancel_commands(sq);
-    } else if (ring_close(&sq->ring)) {
+        if (worker->drain >= DRAIN_PARK) {
+            forget_commands(sq);
+        }
+    }
+    if (sq->in_flight == 0 && ring_close(&sq->ring)) {
         drop_sq(worker, sq);
     }
 }

@@ -6,9 +6,9 @@ import pytest
 from test_nvme_iommu import PRI, attach
 from test_nvme_migration import RUNNING, STOP, set_state
 from vfiouser import wire
-from vfiouser.nvme import Namespace, pattern
-from vfiouser.nvme_spec import (ADMIN_ABORT, ADMIN_DELETE_SQ, IO_FLUSH, IO_READ, IO_WRITE, PAGE,
-                                SUCCESS)
+from vfiouser.nvme import CompletionQueue, Namespace, pattern
+from vfiouser.nvme_spec import (ADMIN_ABORT, ADMIN_CREATE_CQ, ADMIN_DELETE_SQ, CNS_CONTROLLER,
+                                IO_FLUSH, IO_READ, IO_WRITE, PAGE, SUCCESS)
 
 ABORT_REQUESTED, ABORTED_BY_DELETION = 0x07, 0x08
 NOWHERE = 0x7000000000
@@ -87,3 +87,23 @@ def test_stopped_for_migration(waiting):
     waiting.bring_in()
     assert waiting.sq.wait(cid).status == SUCCESS
     assert waiting.nvme.memory.read(NOWHERE, PAGE) == pattern(PAGE, 5)
+
+
+@PRI
+@pytest.mark.parametrize("end", ["reset", "stop"])
+@pytest.mark.parametrize("qid", [1, 2])
+def test_deletion_while_the_completion_queue_waits(nvme_server, qid, end):
+    """The completion cannot be posted; the deletion must not keep the controller from its end."""
+    nvme = attach(nvme_server, pri=True).start()
+    held = []
+    nvme.client.handlers[wire.Cmd.PAGE_REQUEST] = held.append
+    nvme.admin.ok(ADMIN_CREATE_CQ, prp1=NOWHERE, cdw10=63 << 16 | qid, cdw11=1)
+    sq = nvme.create_sq(qid, CompletionQueue(nvme, qid, 64))
+    sq.submit(IO_FLUSH, nsid=1)
+    nvme.poll(lambda: nvme.csts is not None and held, "no page request")
+    nvme.admin.submit(ADMIN_DELETE_SQ, cdw10=qid)
+    nvme.identify(CNS_CONTROLLER)
+    if end == "stop":
+        set_state(nvme.client, STOP)
+        set_state(nvme.client, RUNNING)
+    nvme.disable()
