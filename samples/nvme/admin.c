@@ -273,6 +273,11 @@ static void shadows_mapped(struct command *cmd)
             return;
         }
     }
+    /* Another one may have been waiting for the same memory. */
+    if (atomic_load(&nvme->admin.shadow_setups) > 0) {
+        command_complete(cmd, NVME_SC_SEQUENCE_ERROR);
+        return;
+    }
     data_release(cmd);
     cmd->stage = STAGE_BACKEND;
     atomic_store(&nvme->admin.shadow_setups, nvme->nr_workers);

@@ -7,10 +7,11 @@ from test_nvme_iommu import PRI, attach
 from test_nvme_migration import RUNNING, STOP, set_state
 from vfiouser import wire
 from vfiouser.nvme import CompletionQueue, Namespace, pattern
-from vfiouser.nvme_spec import (ADMIN_ABORT, ADMIN_CREATE_CQ, ADMIN_DELETE_SQ, CNS_CONTROLLER,
-                                IO_FLUSH, IO_READ, IO_WRITE, PAGE, SUCCESS)
+from vfiouser.nvme_spec import (ADMIN_ABORT, ADMIN_CREATE_CQ, ADMIN_DELETE_SQ,
+                                ADMIN_DOORBELL_BUFFER, CNS_CONTROLLER, IO_FLUSH, IO_READ, IO_WRITE,
+                                PAGE, SUCCESS)
 
-ABORT_REQUESTED, ABORTED_BY_DELETION = 0x07, 0x08
+ABORT_REQUESTED, ABORTED_BY_DELETION, SEQUENCE_ERROR = 0x07, 0x08, 0x0C
 NOWHERE = 0x7000000000
 
 
@@ -106,4 +107,18 @@ def test_deletion_while_the_completion_queue_waits(nvme_server, qid, end):
     if end == "stop":
         set_state(nvme.client, STOP)
         set_state(nvme.client, RUNNING)
+    nvme.disable()
+
+
+@PRI
+def test_doorbell_buffers_set_up_twice(waiting):
+    """Both wait for the same page; one of them is too many."""
+    nvme = waiting.nvme
+    wanted = nvme.alloc(PAGE)
+    cids = [nvme.admin.put(ADMIN_DOORBELL_BUFFER, prp1=NOWHERE, prp2=wanted) for _ in range(2)]
+    nvme.admin.ring()
+    nvme.poll(lambda: nvme.csts is not None and waiting.held, "no page request")
+    nvme.identify(CNS_CONTROLLER)
+    waiting.bring_in()
+    assert sorted(nvme.admin.wait(cid).status for cid in cids) == [SUCCESS, SEQUENCE_ERROR]
     nvme.disable()
