@@ -138,6 +138,8 @@ static void enable_on_lead(struct worker *worker, struct event *event)
 /* Lock held. */
 static void start(struct nvme *nvme)
 {
+    /* A shutdown while it was off is over. */
+    atomic_fetch_and(&nvme->controller.csts, ~NVME_CSTS_SHST_MASK);
     nvme->controller.state = CONTROLLER_STARTING;
     worker_post(nvme_lead(nvme), &nvme->controller.enable_event);
 }
@@ -267,10 +269,12 @@ void controller_shutdown(struct nvme *nvme)
     bool on;
 
     pthread_mutex_lock(&c->lock);
-    on = c->state == CONTROLLER_ON;
-    pthread_mutex_unlock(&c->lock);
+    on = c->state == CONTROLLER_ON || c->state == CONTROLLER_STARTING;
     if (!on) {
         atomic_fetch_or(&c->csts, NVME_CSTS_SHST_COMPLETE);
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (!on) {
         return;
     }
     /* Once: what comes after it is a reset. */

@@ -119,6 +119,21 @@ def test_shutdown_of_a_controller_that_is_not_enabled(nvme):
     nvme.poll(lambda: nvme.csts & CSTS_SHST_MASK == CSTS_SHST_DONE, "the shutdown does not end")
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_shutdown_is_over_when_enabled_again(nvme, ready):
+    """A later one is carried out, also when the controller is being enabled still."""
+    nvme.set_admin_queue()
+    nvme.write(CC, CC_SHN_NORMAL)
+    nvme.write(CC, 0)
+    nvme.write(CC, CC_ENABLE | CC_IO_ENTRIES)
+    if ready:
+        nvme.wait_ready(1)
+        assert nvme.csts & CSTS_SHST_MASK == 0
+    nvme.write(CC, CC_ENABLE | CC_IO_ENTRIES | CC_SHN_NORMAL)
+    nvme.poll(lambda: nvme.csts & CSTS_SHST_MASK == CSTS_SHST_DONE, "the shutdown does not end")
+    nvme.wait_ready(1)
+
+
 def test_no_subsystem_reset(nvme):
     """NSSR is for controllers that have it (3.1.7)."""
     nvme.start()
