@@ -233,7 +233,7 @@ static int fill(struct transfer *transfer)
  */
 static int begin_resuming(struct vfuc *client)
 {
-    uint32_t now;
+    uint32_t now = VFIO_USER_DEVICE_STATE_ERROR;
     int err = get_state(client, &now);
 
     if (err == 0 && now == VFIO_USER_DEVICE_STATE_RESUMING &&

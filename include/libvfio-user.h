@@ -10,9 +10,9 @@
  *   and vfu_device_quiesced(); every callback of the device runs on it. Set-up functions belong to
  *   it as well. Several contexts may be served by several threads. What other threads may call too
  *   says so.
- * - A call at the wrong moment fails and changes nothing. vfu_attach_ctx(), vfu_run_ctx() and
- *   vfu_device_quiesced() give EDEADLK inside a callback, where vfu_destroy_ctx() is logged and
- *   ignored; vfu_run_ctx() gives EINVAL before vfu_realize_ctx(), ENOTCONN without a client and
+ * - A call at the wrong moment fails and changes nothing. vfu_attach_ctx(), vfu_run_ctx() and,
+ *   when something waits for it, vfu_device_quiesced() give EDEADLK inside a callback, where
+ *   vfu_destroy_ctx() is logged and ignored; vfu_run_ctx() gives EINVAL before vfu_realize_ctx(), ENOTCONN without a client and
  *   EBUSY while the device quiesces; DMA functions give EINVAL before vfu_setup_device_dma(), and
  *   ENOENT or ESTALE for memory that was unmapped meanwhile; vfu_irq_trigger() gives EINVAL before
  *   vfu_realize_ctx() and ENOENT without a client.
@@ -85,7 +85,7 @@ typedef enum {
  * @dev_type: VFU_DEV_TYPE_PCI.
  *
  * Returns the context, to be freed with vfu_destroy_ctx(), or NULL with errno:
- * EINVAL: unknown flag. ENOTSUP: unknown transport or device type. ENAMETOOLONG: path too long.
+ * EINVAL: unknown flag, or an empty path. ENOTSUP: unknown transport or device type. ENAMETOOLONG: path too long.
  * EADDRINUSE, EACCES, and others of socket(2), bind(2), listen(2). ENOMEM.
  *
  * Any thread. vfio-user protocol, "UNIX domain sockets".
@@ -123,8 +123,9 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * is that client's socket until it does, or until the client is turned away.
  *
  * Returns 0, or -1 with errno:
- * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting, or has not spoken.
- * ETIMEDOUT: the client connected and did not speak within ten seconds. EINTR: a signal.
+ * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting, or has not spoken;
+ *   one that does not within ten seconds is turned away.
+ * ETIMEDOUT: the same without that flag. EINTR: a signal.
  * EINVAL: a client is attached already, or this one's version message was refused.
  * ECONNRESET, ENOMSG: the client went away. EFAULT: it sent descriptors with the version message.
  * EMFILE, ENOMEM, and others of accept(2). EDEADLK: inside a callback.

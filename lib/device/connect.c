@@ -73,7 +73,9 @@ int device_attach(struct vfu_ctx *ctx)
     if (err == -EAGAIN && clock_now_ns() >= ctx->newcomer_deadline) {
         log_err(&ctx->log, "client has connected and sent no VERSION for %u ms: turned away",
                 VERSION_DEADLINE_MS);
-        err = -ETIMEDOUT;
+        device_drop_newcomer(ctx);
+        /* To an event loop it is as if nobody had come. */
+        return ctx->nonblocking ? -EAGAIN : -ETIMEDOUT;
     }
     if (err < 0) {
         if (err != -EAGAIN) {

@@ -190,6 +190,16 @@ void irq_mask_vector(struct irqs *irqs, uint32_t vector, bool masked)
     }
 }
 
+void irq_reset_vector(struct irqs *irqs, uint32_t vector)
+{
+    if (irqs->vectors != NULL && vector < irqs->nr_shared) {
+        pthread_mutex_lock(lock_of(irqs, vector));
+        irqs->vectors[vector].masks &= (uint8_t) ~(1u << IRQ_MASK_TABLE);
+        irqs->vectors[vector].pending = false;
+        pthread_mutex_unlock(lock_of(irqs, vector));
+    }
+}
+
 void irq_mask_function(struct irqs *irqs, bool masked)
 {
     atomic_store_explicit(&irqs->function_masked, masked, memory_order_release);

@@ -70,6 +70,8 @@ int irq_trigger_type(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t sub
 /* The masks of MSI-X (PCI 6.8.2): what was held back is delivered when the last one goes. */
 void irq_mask_vector(struct irqs *irqs, uint32_t vector, bool masked);
 void irq_mask_function(struct irqs *irqs, bool masked);
+/* A reset: the mask of the table goes, and what was held back is forgotten. */
+void irq_reset_vector(struct irqs *irqs, uint32_t vector);
 bool irq_vector_pending(struct irqs *irqs, uint32_t vector);
 
 #endif /* VFU_DEVICE_IRQ_H */

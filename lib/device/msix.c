@@ -11,11 +11,25 @@
 #define CONTROL_BYTE PCI_MSIX_ENTRY_VECTOR_CTRL
 #define CONTROL_MASKED PCI_MSIX_ENTRY_CTRL_MASKBIT
 
-/* Every vector masked, as after a reset. It holds nothing back until the client writes it. */
+/* Every vector masked. It holds nothing back until the client writes it. */
 static void mask_all(struct msix *msix)
 {
+    memset(msix->table, 0, (size_t)msix->vectors * PCI_MSIX_ENTRY_SIZE);
     for (uint32_t i = 0; i < msix->vectors; i++) {
         msix->table[(size_t)i * PCI_MSIX_ENTRY_SIZE + CONTROL_BYTE] = CONTROL_MASKED;
+    }
+}
+
+void msix_reset(struct vfu_ctx *ctx)
+{
+    struct msix *msix = &ctx->msix;
+
+    if (msix->table == NULL) {
+        return;
+    }
+    mask_all(msix);
+    for (uint32_t i = 0; i < msix->vectors; i++) {
+        irq_reset_vector(&ctx->irqs, i);
     }
 }
 
@@ -39,7 +53,7 @@ int msix_realize(struct vfu_ctx *ctx)
         ctx->regions[msix->table_bar].size == 0) {
         return 0;
     }
-    msix->table = calloc(msix->vectors, PCI_MSIX_ENTRY_SIZE);
+    msix->table = malloc((size_t)msix->vectors * PCI_MSIX_ENTRY_SIZE);
     if (msix->table == NULL) {
         return -ENOMEM;
     }

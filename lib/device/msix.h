@@ -23,6 +23,8 @@ struct msix {
 /* Reads the MSI-X capability, once the device is set up. 0 or -ENOMEM. */
 int msix_realize(struct vfu_ctx *ctx);
 void msix_destroy(struct vfu_ctx *ctx);
+/* After a reset, and for the next client: nothing is written, and nothing held back. */
+void msix_reset(struct vfu_ctx *ctx);
 
 /* Access to a BAR without a callback: count, or -EINVAL where neither table nor array is. */
 ssize_t msix_access(struct vfu_ctx *ctx, uint32_t bar, char *buf, size_t count, uint64_t offset,

@@ -28,12 +28,14 @@ int reset_command(struct vfu_ctx *ctx, struct request *req)
 {
     (void)req;
     iommu_reset(ctx);
+    msix_reset(ctx);
     return call_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
 }
 
 int reset_function(struct vfu_ctx *ctx)
 {
     iommu_reset(ctx);
+    msix_reset(ctx);
     return call_device(ctx, VFU_RESET_PCI_FLR, "function level reset");
 }
 
@@ -43,5 +45,6 @@ void device_connection_lost(struct vfu_ctx *ctx)
     dma_command_forget_all(ctx);
     call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
     irqs_close_all(&ctx->irqs);
+    msix_reset(ctx);
     session_close(&ctx->session);
 }

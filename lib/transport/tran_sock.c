@@ -22,6 +22,10 @@ static int sock_listen(struct transport *t, const char *path, bool nonblocking,
 
     t->listen_fd = -1;
     t->path = NULL;
+    if (path[0] == '\0') {
+        log_err(log, "the path of the socket is empty");
+        return -EINVAL; /* a name that nobody could find or guard */
+    }
     if (strlen(path) >= sizeof(addr.sun_path)) {
         return -ENAMETOOLONG;
     }

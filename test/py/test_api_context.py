@@ -660,3 +660,9 @@ def test_version_json(workshop, device):
     assert payload[-1:] == b"\0" and payload.count(b"\0", 4) == 1
     assert json.loads(payload[4:-1])["capabilities"]["migration"] == {
         "pgsize": resource.getpagesize()}
+
+
+def test_create_without_a_path(workshop):
+    """Not a name in nowhere, which nobody can find or guard."""
+    with fails(errno.EINVAL):
+        workshop.lib.vfu_create_ctx(abi.TRANS_SOCK, b"", 0, None, abi.DEV_PCI)

@@ -284,6 +284,24 @@ static void test_random_accesses(void **state)
     }
 }
 
+static void test_reset(void **state)
+{
+    struct vfu_ctx *ctx = *state;
+    int fd = arm(ctx, 3);
+
+    put(ctx, entry(3), 0xfee01000, 8);
+    put(ctx, entry(3) + 12, 1, 4);
+    assert_int_equal(irq_trigger(&ctx->irqs, 3), 0);
+    msix_reset(ctx);
+    assert_int_equal(get(ctx, TABLE_BAR, entry(3), 8), 0);
+    assert_int_equal(get(ctx, TABLE_BAR, entry(3) + 12, 4), 1);
+    assert_int_equal(get(ctx, PBA_BAR, PBA, 8), 0);
+    assert_int_equal(count_of(fd), 0); /* what was held back is forgotten */
+    assert_int_equal(irq_trigger(&ctx->irqs, 3), 0);
+    assert_int_equal(count_of(fd), 1);
+    close(fd);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -297,6 +315,7 @@ int main(void)
         cmocka_unit_test(test_the_device_serves_it),
         cmocka_unit_test(test_no_place_for_it),
         cmocka_unit_test(test_vectors_without_interrupt),
+        TEST(test_reset),
         TEST(test_random_accesses),
     };
 
