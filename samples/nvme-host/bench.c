@@ -4,13 +4,18 @@
 #include "host.h"
 #include "run.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define IO_SIZE 4096u
+#define REMAP_ADDR 0x800000000000u /* where nothing else is mapped */
+#define REMAP_ROUNDS 10000u
 
 struct bench {
     const struct run_options *options;
@@ -21,7 +26,44 @@ struct bench {
     uint64_t done;
 };
 
-static void submit(struct bench *b, struct host_queue *queue, unsigned index)
+/* What a virtual machine monitor does when the guest's IOMMU changes: it waits for the server. */
+static bool remap(struct bench *b, unsigned index, bool map)
+{
+    uint8_t *page = b->buffers + (size_t)index * IO_SIZE;
+    const vfuc_memory_t memory = {
+        .iova = REMAP_ADDR + (uint64_t)index * IO_SIZE,
+        .size = IO_SIZE,
+        .prot = PROT_READ | PROT_WRITE,
+        .fd = b->host.mem_fd,
+        .fd_offset = (uint64_t)(page - b->host.mem),
+        .vaddr = page,
+    };
+    int err = map ? vfuc_dma_map(b->host.client, &memory)
+                  : vfuc_dma_unmap(b->host.client, &memory);
+
+    if (err < 0) {
+        host_fail("cannot %s a page: %s", map ? "map" : "unmap", strerror(errno));
+    }
+    return err == 0;
+}
+
+/* How often a page can be mapped and unmapped: more commands than that are not to be had. */
+static bool measure_remap(struct bench *b)
+{
+    uint64_t start = host_now_ms(), elapsed_ms;
+
+    for (unsigned i = 0; i < REMAP_ROUNDS; i++) {
+        if (!remap(b, 0, true) || !remap(b, 0, false)) {
+            return false;
+        }
+    }
+    elapsed_ms = host_now_ms() - start;
+    printf("map and unmap alone: %.0f a second\n",
+           REMAP_ROUNDS * 1000.0 / (double)(elapsed_ms > 0 ? elapsed_ms : 1));
+    return true;
+}
+
+static bool submit(struct bench *b, struct host_queue *queue, unsigned index)
 {
     uint32_t blocks = IO_SIZE / b->host.block_size;
     uint64_t lba = random_below(&b->random, b->places) * blocks;
@@ -29,13 +71,18 @@ static void submit(struct bench *b, struct host_queue *queue, unsigned index)
         .opcode = b->options->writes ? NVME_IO_WRITE : NVME_IO_READ,
         .cid = (uint16_t)index,
         .nsid = 1,
-        .prp1 = host_addr(&b->host, b->buffers + (size_t)index * IO_SIZE),
+        .prp1 = b->options->remap ? REMAP_ADDR + (uint64_t)index * IO_SIZE
+                                  : host_addr(&b->host, b->buffers + (size_t)index * IO_SIZE),
         .cdw10 = (uint32_t)lba,
         .cdw11 = (uint32_t)(lba >> 32),
         .cdw12 = blocks - 1,
     };
 
+    if (b->options->remap && !remap(b, index, true)) {
+        return false;
+    }
     host_put(queue, &command);
+    return true;
 }
 
 /* Returns how many completions there were, or -1. */
@@ -49,7 +96,10 @@ static int serve(struct bench *b, struct host_queue *queue)
             host_fail("command %u: status 0x%x", completion.cid, completion.status >> 1);
             return -1;
         }
-        submit(b, queue, completion.cid);
+        if ((b->options->remap && !remap(b, completion.cid, false)) ||
+            !submit(b, queue, completion.cid)) {
+            return -1;
+        }
     }
     b->done += (unsigned)n;
     return host_ring(&b->host, queue) ? n : -1;
@@ -80,7 +130,9 @@ static bool run(struct bench *b, uint64_t *elapsed_ms)
     uint64_t end = start + (uint64_t)b->options->seconds * 1000;
 
     for (unsigned i = 0; i < b->options->depth; i++) {
-        submit(b, queue, i);
+        if (!submit(b, queue, i)) {
+            return false;
+        }
     }
     if (!host_ring(&b->host, queue)) {
         return false;
@@ -116,7 +168,7 @@ static bool prepare(struct bench *b)
         host_fail("the namespace is too small");
         return false;
     }
-    return true;
+    return !b->options->remap || measure_remap(b);
 }
 
 int run_bench(const struct run_options *options)

@@ -16,7 +16,7 @@ static const char usage[] =
     "Usage: nvme-host SOCKET --verify [--queues N] [--depth N] [--seconds N] [--resets] [--spin]\n"
     "                        [--ioeventfd] [--seed N]\n"
     "       nvme-host SOCKET --bench randread|randwrite [--depth N] [--seconds N] [--spin]\n"
-    "                        [--ioeventfd]\n"
+    "                        [--ioeventfd] [--remap]\n"
     "Drive the NVMe controller at SOCKET. What namespace 1 holds is lost.\n"
     "\n"
     "  --verify      random I/O on several queues of which every byte is checked\n"
@@ -27,6 +27,8 @@ static const char usage[] =
     "  --seconds N   default 5\n"
     "  --spin        look for completions all the time, instead of waiting for interrupts\n"
     "  --ioeventfd   ring the doorbells by the device's eventfds, as a hypervisor does\n"
+    "  --remap       map each page before its command and unmap it afterwards, as QEMU does for a\n"
+    "                guest with an IOMMU; says how often that goes without commands, too\n"
     "  --seed N      of the random numbers\n"
     "  --help        print this text\n";
 
@@ -39,6 +41,7 @@ enum {
     OPTION_SECONDS,
     OPTION_SPIN,
     OPTION_IOEVENTFD,
+    OPTION_REMAP,
     OPTION_SEED,
     OPTION_HELP,
 };
@@ -52,6 +55,7 @@ static const struct option long_options[] = {
     { "seconds", required_argument, NULL, OPTION_SECONDS },
     { "spin", no_argument, NULL, OPTION_SPIN },
     { "ioeventfd", no_argument, NULL, OPTION_IOEVENTFD },
+    { "remap", no_argument, NULL, OPTION_REMAP },
     { "seed", required_argument, NULL, OPTION_SEED },
     { "help", no_argument, NULL, OPTION_HELP },
     { NULL, 0, NULL, 0 },
@@ -117,6 +121,8 @@ static bool parse_option(int c, struct run_options *options, struct choice *choi
         return options->spin = true;
     case OPTION_IOEVENTFD:
         return options->ioeventfd = true;
+    case OPTION_REMAP:
+        return options->remap = true;
     case OPTION_SEED:
         return parse_number("--seed", optarg, 1, UINT64_MAX, &options->seed);
     case OPTION_HELP:

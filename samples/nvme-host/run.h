@@ -12,6 +12,7 @@ struct run_options {
     bool spin; /* look for completions all the time instead of waiting for interrupts */
     bool ioeventfd; /* ring by eventfds instead of messages */
     bool writes; /* of the benchmark */
+    bool remap; /* each command's page is mapped before it and unmapped after it */
     uint64_t seed;
 };
 
