@@ -128,35 +128,21 @@ struct previous {
     bool some, global, same;
 };
 
-/* Turn held. */
-static int exchange(struct vfuc_iommu *iommu, uint32_t pasid, struct vfuc_iommu_domain *domain,
-                    struct previous *previous, struct attachment **result)
+/* Turn and lock held. What was there before. */
+static struct previous exchange(struct vfuc_iommu *iommu, struct attachment *attachment,
+                                struct vfuc_iommu_domain *domain)
 {
-    struct attachment *attachment = NULL;
-    struct vfuc_iommu_domain *old;
-    int err;
+    struct vfuc_iommu_domain *old = attachment->domain;
 
-    pthread_mutex_lock(&iommu->lock);
-    err = check(iommu, pasid, domain);
-    if (err == 0) {
-        attachment = get_attachment(iommu, pasid);
-        err = attachment == NULL ? -ENOMEM : 0;
+    attachment->domain = domain;
+    iommu_begin_exchange(iommu);
+    if (domain != NULL) {
+        domain->refs++;
     }
-    if (err == 0) {
-        old = attachment->domain;
-        *previous = (struct previous){ old != NULL, old != NULL && old->had_global, old == domain };
-        attachment->domain = domain;
-        iommu_begin_exchange(iommu);
-        if (domain != NULL) {
-            domain->refs++;
-        }
-        if (old != NULL) {
-            old->refs--;
-        }
+    if (old != NULL) {
+        old->refs--;
     }
-    pthread_mutex_unlock(&iommu->lock);
-    *result = attachment;
-    return err;
+    return (struct previous){ old != NULL, old != NULL && old->had_global, old == domain };
 }
 
 /* The device lets go of what the last domain said, and gets to know the new one. */
@@ -177,20 +163,40 @@ static int tell(struct vfuc_iommu *iommu, struct attachment *attachment,
     return 0;
 }
 
+/* Turn held. Nothing is attached to what could not be shown all of it. */
+static void take_back(struct vfuc_iommu *iommu, struct attachment *attachment)
+{
+    struct previous previous;
+
+    pthread_mutex_lock(&iommu->lock);
+    previous = exchange(iommu, attachment, NULL);
+    pthread_mutex_unlock(&iommu->lock);
+    tell(iommu, attachment, &previous);
+}
+
 int attach_domain(struct vfuc_iommu *iommu, uint32_t pasid, struct vfuc_iommu_domain *domain)
 {
-    struct attachment *attachment;
-    struct previous previous;
-    int err = exchange(iommu, pasid, domain, &previous, &attachment);
+    struct attachment *attachment = NULL;
+    struct previous previous = { .some = false };
+    int err;
 
+    pthread_mutex_lock(&iommu->lock);
+    err = check(iommu, pasid, domain);
+    if (err == 0) {
+        attachment = get_attachment(iommu, pasid);
+        err = attachment == NULL ? -ENOMEM : 0;
+    }
+    if (err == 0) {
+        previous = exchange(iommu, attachment, domain);
+    }
+    pthread_mutex_unlock(&iommu->lock);
     if (err < 0) {
         return err;
     }
     err = previous.same ? 0 : tell(iommu, attachment, &previous);
     err = err < 0 ? err : iommu_check_isolated(iommu);
     if (err < 0 && domain != NULL) {
-        exchange(iommu, pasid, NULL, &previous, &attachment);
-        tell(iommu, attachment, &previous);
+        take_back(iommu, attachment);
     }
     pthread_mutex_lock(&iommu->lock);
     reap(iommu, attachment);
