@@ -131,7 +131,8 @@ int memory_announce(struct vfuc_iommu *iommu)
             return -errno;
         }
         pthread_mutex_lock(&iommu->lock);
-        iommu->memory[i].there = true;
+        /* A device that came meanwhile does not know it yet, and is told when it is brought up. */
+        iommu->memory[i].there |= iommu->client == client;
         pthread_mutex_unlock(&iommu->lock);
     }
     return 0;
