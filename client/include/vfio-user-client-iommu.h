@@ -136,8 +136,8 @@ void vfuc_iommu_destroy(vfuc_iommu_t *iommu);
 vfuc_t *vfuc_iommu_connect(vfuc_iommu_t *iommu, const char *path, const vfuc_options_t *options);
 
 /*
- * vfuc_disconnect(): no other call may wait for the server. Memory, domains and mappings stay, for
- * the next device. Not from a callback.
+ * vfuc_disconnect(), but calls of this interface may be under way: those that wait for the server
+ * get ENOTCONN. Memory, domains and mappings stay, for the next device. Not from a callback.
  */
 void vfuc_iommu_disconnect(vfuc_iommu_t *iommu);
 

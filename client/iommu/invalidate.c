@@ -118,24 +118,28 @@ static int send_invalidation(struct vfuc *client, const struct target *target, v
 static int start(struct vfuc_iommu *iommu, const struct target *target, struct batch *batch)
 {
     struct invalidation *inv;
-    struct vfuc *client = iommu->client;
+    struct vfuc *client;
     int err = 0;
 
-    while (err == 0 && iommu->nr_invalidations >= iommu->agreed.iommu.ats_queue_depth) {
+    while (err == 0 && iommu->client != NULL &&
+           iommu->nr_invalidations >= iommu->agreed.iommu.ats_queue_depth) {
         err = wait_progress(iommu, &iommu->completions);
     }
-    if (err == 0 && iommu->isolated) {
-        err = -EIO;
+    client = iommu->client;
+    if (err == 0) {
+        err = client == NULL ? -ENOTCONN : iommu->isolated ? -EIO : 0;
     }
     if (err < 0) {
         return err;
     }
     inv = take_slot(iommu, batch);
+    iommu_begin_sending(iommu);
     pthread_mutex_unlock(&iommu->lock);
     if (send_invalidation(client, target, inv) < 0) {
         completed(inv, errno, NULL, 0);
     }
     pthread_mutex_lock(&iommu->lock);
+    iommu_end_sending(iommu);
     return 0;
 }
 

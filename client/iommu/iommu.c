@@ -52,12 +52,18 @@ int iommu_grow(void **array, size_t *max, size_t nr, size_t size)
 
 int iommu_may_wait(struct vfuc_iommu *iommu)
 {
-    struct vfuc *client;
+    bool inside;
 
     pthread_mutex_lock(&iommu->lock);
-    client = iommu->client;
+    inside = iommu->client != NULL && client_on_receiver(iommu->client);
     pthread_mutex_unlock(&iommu->lock);
-    return client != NULL && client_on_receiver(client) ? -EDEADLK : 0;
+    return inside ? -EDEADLK : 0;
+}
+
+void iommu_end_sending(struct vfuc_iommu *iommu)
+{
+    iommu->nr_senders--;
+    pthread_cond_broadcast(&iommu->changed);
 }
 
 void iommu_take_turn(struct vfuc_iommu *iommu)
@@ -466,14 +472,24 @@ void vfuc_iommu_disconnect(vfuc_iommu_t *iommu)
 {
     struct vfuc *client;
 
+    if (iommu_may_wait(iommu) < 0) {
+        client_log(iommu->client, "vfuc_iommu_disconnect() inside a callback: ignored");
+        return;
+    }
     iommu_take_turn(iommu);
     pthread_mutex_lock(&iommu->lock);
     client = iommu->client;
     pthread_mutex_unlock(&iommu->lock);
-    /* Ends every command, with it every invalidation; no callback runs any more. */
-    vfuc_disconnect(client);
+    if (client != NULL) {
+        /* Ends every command, with it every invalidation; no callback runs any more. */
+        client_hang_up(client);
+    }
     pthread_mutex_lock(&iommu->lock);
     forget_device(iommu);
+    while (iommu->nr_senders > 0) {
+        pthread_cond_wait(&iommu->changed, &iommu->lock);
+    }
     pthread_mutex_unlock(&iommu->lock);
+    vfuc_disconnect(client);
     iommu_end_turn(iommu);
 }

@@ -127,6 +127,7 @@ struct vfuc_iommu {
     uint64_t exchanges;
 
     struct vfuc *client; /* NULL: no device */
+    unsigned nr_senders; /* threads that use it */
     bool connecting;
     vfuc_agreed_t agreed;
     enum vfuc_iommu_mode mode;
@@ -158,6 +159,15 @@ struct vfuc_iommu {
 int iommu_result(int err);
 /* May this thread wait for the server? -EDEADLK, or 0. Lock not held. */
 int iommu_may_wait(struct vfuc_iommu *iommu);
+/*
+ * Lock held: the client is used without the lock and the turn, which keeps it from being freed until
+ * that has ended. The receiver thread has no need of it.
+ */
+static inline void iommu_begin_sending(struct vfuc_iommu *iommu)
+{
+    iommu->nr_senders++;
+}
+void iommu_end_sending(struct vfuc_iommu *iommu);
 void iommu_take_turn(struct vfuc_iommu *iommu);
 void iommu_end_turn(struct vfuc_iommu *iommu);
 /* Lock and turn held: from now on, and until the turn ends, the device lets go of a domain. */

@@ -115,8 +115,12 @@ int vfuc_iommu_page_response(vfuc_iommu_t *iommu, uint64_t id, uint32_t code)
         release(iommu, request);
         end_if_done(iommu, request->fault.group, &due);
     }
+    iommu_begin_sending(iommu);
     pthread_mutex_unlock(&iommu->lock);
     send_due(&due);
+    pthread_mutex_lock(&iommu->lock);
+    iommu_end_sending(iommu);
+    pthread_mutex_unlock(&iommu->lock);
     return iommu_result(err);
 }
 

@@ -16,6 +16,7 @@ struct editor {
     unsigned number;
     pthread_t thread;
     unsigned failures;
+    atomic_bool stop;
 };
 
 /* Whoever edits is not the thread that may fail a test: it counts. */
@@ -159,11 +160,68 @@ static void test_shadow(void **state)
     run(VERSION(PASID_CAPS), VFUC_IOMMU_SHADOW);
 }
 
+/* A device comes and goes while memory does: each knows all that was there before. */
+
+#define MODULES 64u
+#define DEVICES 300u
+
+static void add_modules(struct fixture *f)
+{
+    vfuc_iommu_memory_t memory = { .size = PAGE, .prot = PROT_READ, .fd = f->fd };
+
+    for (uint64_t i = 1; i <= MODULES; i++) {
+        memory.address = RAM + (i + 1) * GIB;
+        assert_int_equal(vfuc_iommu_add_memory(f->iommu, &memory), 0);
+    }
+}
+
+static void *keep_coming_and_going(void *arg)
+{
+    struct editor *e = arg;
+    const vfuc_iommu_memory_t memory = {
+        .address = RAM + GIB, .size = PAGE, .prot = PROT_READ, .fd = e->f->fd,
+    };
+
+    /* There may be no device to tell, or one that goes. */
+    while (!atomic_load(&e->stop)) {
+        vfuc_iommu_map(e->f->domain, 0, RAM, PAGE, RW);
+        vfuc_iommu_unmap(e->f->domain, 0, PAGE);
+        vfuc_iommu_attach(e->f->iommu, 1, e->f->domain);
+        vfuc_iommu_attach(e->f->iommu, 1, NULL);
+        if (vfuc_iommu_add_memory(e->f->iommu, &memory) == 0) {
+            vfuc_iommu_remove_memory(e->f->iommu, RAM + GIB);
+        }
+    }
+    return NULL;
+}
+
+static void test_devices(void **state)
+{
+    static struct fixture f;
+    struct editor e = { .f = &f };
+
+    (void)state;
+    fixture_start(&f, FULL_VERSION, NULL);
+    add_modules(&f);
+    assert_int_equal(pthread_create(&e.thread, NULL, keep_coming_and_going, &e), 0);
+    for (unsigned i = 0; i < DEVICES; i++) {
+        vfuc_iommu_disconnect(f.iommu);
+        fake_server_clear(&f.server);
+        f.client = vfuc_iommu_connect(f.iommu, f.server.path, NULL);
+        assert_non_null(f.client);
+        assert_true(fake_server_count(&f.server, VFIO_USER_DMA_MAP) >= 1 + MODULES);
+    }
+    atomic_store(&e.stop, true);
+    pthread_join(e.thread, NULL);
+    fixture_end(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ats),
         cmocka_unit_test(test_shadow),
+        cmocka_unit_test(test_devices),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
