@@ -13,6 +13,22 @@ static bool has_shadow(const struct worker *worker, unsigned index)
     return worker->nvme->admin.shadows[worker->index].on && index > CQ_DOORBELL(0);
 }
 
+/* The doorbells of queues that come later are in the shadows from the beginning. */
+static void mark_queues(struct worker *worker)
+{
+    struct sq *sq;
+    struct cq *cq;
+
+    TAILQ_FOREACH(sq, &worker->sqs, link)
+    {
+        sq->in_register = sq->id != 0;
+    }
+    TAILQ_FOREACH(cq, &worker->cqs, link)
+    {
+        cq->in_register = cq->id != 0;
+    }
+}
+
 void shadows_open(struct worker *worker, uint64_t values, uint64_t wanted, bool fresh)
 {
     struct shadow_doorbells *shadow = &worker->nvme->admin.shadows[worker->index];
@@ -21,6 +37,9 @@ void shadows_open(struct worker *worker, uint64_t values, uint64_t wanted, bool 
     ring_open(&shadow->wanted, worker, wanted, DOORBELL_PAGE, PROT_READ | PROT_WRITE);
     shadow->on = true;
     shadow->fresh = fresh;
+    if (fresh) {
+        mark_queues(worker);
+    }
 }
 
 static _Atomic uint32_t *entry_of(struct ring *ring, unsigned index)
@@ -39,14 +58,16 @@ static void copy_registers(struct worker *worker, struct ring *values)
     TAILQ_FOREACH(sq, &worker->sqs, link)
     {
         index = SQ_DOORBELL(sq->id);
-        if (sq->id != 0) {
+        if (sq->in_register) {
+            sq->in_register = false;
             atomic_store(entry_of(values, index), atomic_load(&doorbells->reg[index]));
         }
     }
     TAILQ_FOREACH(cq, &worker->cqs, link)
     {
         index = CQ_DOORBELL(cq->id);
-        if (cq->id != 0) {
+        if (cq->in_register) {
+            cq->in_register = false;
             atomic_store(entry_of(values, index), atomic_load(&doorbells->reg[index]));
         }
     }
@@ -95,20 +116,32 @@ uint32_t doorbell_read(struct worker *worker, unsigned index, uint32_t now)
     return shadows_usable(worker, shadow) ? atomic_load(entry_of(&shadow->values, index)) : now;
 }
 
-/* The host is to ring when a value moves on from where it is. */
+/*
+ * A head matters to commands that wait for a place in the completion queue, and to the level of an
+ * interrupt line.
+ */
+static bool head_matters(struct nvme *nvme, struct cq *cq)
+{
+    return !cq_has_room(cq) || atomic_load(&nvme->interrupts.mode) == INTERRUPT_INTX;
+}
+
+/* The host is to ring when a value that matters moves on from where it is. */
 void queues_arm_shadows(struct worker *worker)
 {
     struct shadow_doorbells *shadow = &worker->nvme->admin.shadows[worker->index];
     struct sq *sq;
 
-    if (!shadow->on || controller_held(&worker->nvme->controller) ||
+    /* Held first: a state that is taken in opens the shadows of all workers. */
+    if (controller_held(&worker->nvme->controller) || !shadow->on ||
         !shadows_usable(worker, shadow)) {
         return;
     }
     TAILQ_FOREACH(sq, &worker->sqs, link)
     {
         atomic_store(entry_of(&shadow->wanted, SQ_DOORBELL(sq->id)), sq->head);
-        atomic_store(entry_of(&shadow->wanted, CQ_DOORBELL(sq->cq->id)), sq->cq->head);
+        if (head_matters(worker->nvme, sq->cq)) {
+            atomic_store(entry_of(&shadow->wanted, CQ_DOORBELL(sq->cq->id)), sq->cq->head);
+        }
     }
 }
 

@@ -90,6 +90,7 @@ void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t h
     cq->signal = false;
     cq->promised = 0;
     cq->bad_head = NO_VALUE;
+    cq->in_register = false;
     STAILQ_INIT(&cq->done);
     ring_open(&cq->ring, cq->worker, config->addr, config->entries * sizeof(struct nvme_completion),
               PROT_READ | PROT_WRITE);
@@ -115,6 +116,7 @@ void sq_restore(struct nvme *nvme, const struct queue_config *config, struct cq 
     sq->head = head;
     sq->in_flight = 0;
     sq->bad_tail = NO_VALUE;
+    sq->in_register = false;
     memset(sq->cids, 0, sizeof(sq->cids));
     ring_open(&sq->ring, sq->worker, config->addr, config->entries * sizeof(struct nvme_command),
               PROT_READ);

@@ -52,6 +52,7 @@ struct cq {
     bool signal;                 /* entries were posted since the last interrupt */
     uint32_t promised;           /* entries that commands in flight will need */
     uint32_t bad_head;           /* complained about; NO_VALUE: none */
+    bool in_register;            /* its doorbell was, when there were no shadows */
     STAILQ_HEAD(, command) done; /* to be posted */
     TAILQ_ENTRY(cq) link;
 };
@@ -67,6 +68,7 @@ struct sq {
     uint32_t head;
     uint32_t in_flight;
     uint32_t bad_tail;                /* complained about; NO_VALUE: none */
+    bool in_register;                 /* as above */
     uint8_t cids[UINT16_MAX / 8 + 1]; /* in flight */
     TAILQ_ENTRY(sq) link;
 };

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Commands that wait for a page which nobody brings in: what ends their waiting, and what does not."""
 
+import struct
+
 import pytest
 
 from test_nvme_iommu import PRI, attach
@@ -122,3 +124,21 @@ def test_doorbell_buffers_set_up_twice(waiting):
     waiting.bring_in()
     assert sorted(nvme.admin.wait(cid).status for cid in cids) == [SUCCESS, SEQUENCE_ERROR]
     nvme.disable()
+
+
+@PRI
+def test_shadow_doorbell_of_a_new_queue(waiting):
+    """What the host has written there stays, when the register does not know of it yet."""
+    nvme = waiting.nvme.start()
+    values, entry = nvme.alloc(PAGE), 4 * 2 * 2
+    nvme.admin.ok(ADMIN_DOORBELL_BUFFER, prp1=values, prp2=NOWHERE)
+    nvme.poll(lambda: nvme.csts is not None and waiting.held, "no page request")
+    sq = nvme.create_pair(2)
+    nvme.memory.table.map(NOWHERE, nvme.memory.iommu.frame(next(nvme.memory.frames)))
+    nvme.memory.write(NOWHERE, b"\xff" * PAGE)
+    cid = sq.put(IO_FLUSH, nsid=1)
+    nvme.memory.write(values + entry, struct.pack("<I", sq.tail))
+    waiting.bring_in()
+    nvme.poll(lambda: nvme.memory.read(NOWHERE + entry, 4) != b"\xff" * 4, "no use of the shadows")
+    sq.ring()
+    assert sq.wait(cid).status == SUCCESS
