@@ -97,7 +97,7 @@ int vfuc_config_capabilities(vfuc_t *client, vfuc_capability_t *list, uint32_t m
     if (n >= 0 && info.size >= PCI_CFG_SPACE_EXP_SIZE) {
         uint32_t stored = (uint32_t)n < max ? (uint32_t)n : max;
 
-        extended = list_extended(client, list + stored, max - stored);
+        extended = list_extended(client, max > stored ? list + stored : NULL, max - stored);
     }
     return (int)client_result(n < 0 ? n : extended < 0 ? extended : n + extended);
 }

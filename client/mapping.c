@@ -228,7 +228,9 @@ int client_restore_mappings(struct vfuc *client)
 
 uint32_t vfuc_mapping_areas(vfuc_mapping_t *mapping, vfuc_mapped_area_t *areas, uint32_t max)
 {
-    memcpy(areas, mapping->areas, MIN(max, mapping->nr_areas) * sizeof(*areas));
+    for (uint32_t i = 0; i < mapping->nr_areas && i < max; i++) {
+        areas[i] = mapping->areas[i];
+    }
     return mapping->nr_areas;
 }
 

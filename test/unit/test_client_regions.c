@@ -67,6 +67,7 @@ static void test_sparse_mapping(void **state)
 
     assert_non_null(mapping);
     assert_non_null(data);
+    assert_int_equal(vfuc_mapping_areas(mapping, NULL, 0), 2);
     assert_int_equal(vfuc_mapping_areas(mapping, areas, 4), 2);
     assert_int_equal(areas[0].offset, DEVICE_AREA0);
     assert_int_equal(areas[0].size, DEVICE_AREA0_SIZE);
@@ -399,7 +400,7 @@ static void test_capabilities(void **state)
     assert_int_equal(list[2].version, 1);
     assert_int_equal(list[2].offset, 0x100);
     assert_true(list[2].extended);
-    assert_int_equal(vfuc_config_capabilities(f->client, list, 0), 3);
+    assert_int_equal(vfuc_config_capabilities(f->client, NULL, 0), 3);
     assert_int_equal(vfuc_config_find(f->client, false, PCI_CAP_ID_MSIX), list[1].offset);
     assert_int_equal(vfuc_config_find(f->client, true, PCI_EXT_CAP_ID_DSN), 0x100);
     assert_int_equal(vfuc_config_find(f->client, true, PCI_CAP_ID_MSIX), -1);
