@@ -41,7 +41,8 @@
  *   on: nothing is translated for it any more, and these calls fail with EIO. The tables have
  *   changed nevertheless. Memory that a server holds the descriptor of it can still reach: end it,
  *   or the connection.
- * ENOTCONN: the connection ended meanwhile; the tables have changed.
+ * ENOTCONN: there is no connection, or it ended meanwhile. What was taken away is out of the
+ *   tables; what was to come (memory, an attachment, a shadow mapping) is not in them.
  *
  * The protocol is docs/vfio-user-iommu.rst; PCIe 10 has what it stands for.
  */

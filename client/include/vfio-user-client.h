@@ -101,7 +101,9 @@ void vfuc_disconnect(vfuc_t *client);
  * Connects again to the server at the same path, after the connection was lost or to end it: a
  * server that was restarted finds the memory and the eventfds as they were set up, and mapped
  * regions are mapped again at their addresses. Descriptors in use must still be open. What the
- * device holds (its registers, migration state, page logging) is the caller's matter.
+ * device holds (its registers, migration state, page logging) is the caller's matter, and so are
+ * ioeventfds, which are the old server's: ask for them again. Server's commands that were not
+ * answered are forgotten; whoever means to answer one has to know first, as ids begin anew.
  *
  * Commands of other threads get ENOTCONN until this has returned 0; mappings and eventfds may wait
  * for it. What was to be unmapped or taken away while there was no connection does not come back.
@@ -345,12 +347,16 @@ typedef ssize_t (vfuc_load_t)(void *pvt, void *data, size_t size);
  * Saves the whole state and leaves the device in STOP. The first running_bytes or so are taken
  * while it runs on (PRE_COPY); 0: it is stopped at once, which any device can do. When that fails
  * the device is put back to the state it was in, and errno is that of the step, or of save.
+ *
+ * A stopped device refuses most other commands (EINVAL): mapping of memory and of regions,
+ * interrupts, vfuc_reset(). save has to give up on a state that does not end: it is the device's.
  */
 int vfuc_migration_save(vfuc_t *client, uint64_t running_bytes, vfuc_save_t *save, void *pvt);
 
 /*
  * Loads a state and leaves the device in STOP: vfuc_migration_set_state(RUNNING) starts it. When
- * that fails what the device holds is undefined: vfuc_reset(), or load again.
+ * that fails what the device holds is undefined, and it may still be resuming: load again, or
+ * vfuc_migration_set_state(RUNNING) and vfuc_reset().
  */
 int vfuc_migration_load(vfuc_t *client, vfuc_load_t *load, void *pvt);
 
