@@ -19,6 +19,12 @@
  * cheaper for both than to be woken, and shadow doorbells stay silent.
  */
 #define SPIN_NS 30000
+/*
+ * It does so with no more commands than this under way. A host that does one thing at a time waits
+ * for each wakeup. With many, one wakeup is for several of them, what ends them wakes us anyway, and
+ * the processor is better left to the kernel, which has the work to do.
+ */
+#define SPIN_COMMANDS 1
 
 /*
  * Events
@@ -228,6 +234,12 @@ static uint64_t now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+/* A wakeup for nothing, by a bell that was rung while we were awake, is no reason to look again. */
+static bool has_to_sleep(struct worker *worker, uint64_t idle_since)
+{
+    return worker->busy > SPIN_COMMANDS || now_ns() - idle_since > SPIN_NS;
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *worker = arg;
@@ -246,9 +258,8 @@ static void *worker_main(void *arg)
             if (idle % IDLE_ROUNDS == 0) {
                 sched_yield();
             }
-        } else if (now_ns() - idle_since > SPIN_NS) {
+        } else if (has_to_sleep(worker, idle_since)) {
             wait_for_work(worker);
-            idle = 0;
         }
     }
     return NULL;

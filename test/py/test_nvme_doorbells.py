@@ -182,6 +182,19 @@ def test_shadow_doorbells_in_bursts(config):
             assert sq.wait(cid).status == SUCCESS
 
 
+def test_shadow_doorbells_and_a_full_completion_queue(config):
+    """The head is asked for when commands wait for it."""
+    nvme = config
+    nvme.set_queue_count(1)
+    configure(nvme)
+    sq = nvme.create_sq(1, nvme.create_cq(1, entries=4), 32)
+    for _ in range(10):
+        cids = [sq.put(IO_FLUSH, nsid=1) for _ in range(20)]
+        sq.ring()
+        for cid in cids:
+            assert sq.wait(cid).status == SUCCESS
+
+
 def test_reset_ends_shadow_doorbells(config):
     nvme = config
     doorbells = configure(nvme)
