@@ -414,10 +414,18 @@ vfuc_t *vfuc_iommu_connect(vfuc_iommu_t *iommu, const char *path, const vfuc_opt
 
 /* Connecting again */
 
-static void lift_isolation(struct vfuc_iommu *iommu)
+/*
+ * What was the matter of the old connection ends with it. An answer that is on its way to the old
+ * server is not to find a command of the new one under its id.
+ */
+static void forget_connection(struct vfuc_iommu *iommu)
 {
     pthread_mutex_lock(&iommu->lock);
     iommu->isolated = false;
+    page_requests_forget(iommu);
+    while (iommu->nr_senders > 0) {
+        pthread_cond_wait(&iommu->changed, &iommu->lock);
+    }
     pthread_mutex_unlock(&iommu->lock);
 }
 
@@ -426,7 +434,7 @@ static int reconnect(struct vfuc_iommu *iommu, struct vfuc *client, bool shadowe
     int err;
 
     client_hang_up(client);
-    lift_isolation(iommu);
+    forget_connection(iommu);
     /* What is not true any more shall not come back: the server that has gone keeps nothing. */
     if (shadowed) {
         shadow_refresh_all(iommu);

@@ -363,6 +363,8 @@ static void test_reconnect(void **state)
     fault = wait_fault(0);
     fake_server_hang_up(&f->server);
     assert_int_equal(vfuc_iommu_reconnect(f->iommu), 0);
+    /* Before the new server has asked for anything. */
+    assert_fails(vfuc_iommu_page_response(f->iommu, fault.id, SUCCESS), ENOENT);
     answer_with(SUCCESS);
     assert_int_equal(response(f, ask_pages(f, 1, LAST, 0, 16), 1), SUCCESS);
     assert_fails(vfuc_iommu_page_response(f->iommu, fault.id, SUCCESS), ENOENT);
