@@ -131,8 +131,8 @@ void vfuc_iommu_destroy(vfuc_iommu_t *iommu);
  * vfuc_iommu_reconnect() takes the place of vfuc_reconnect().
  *
  * NULL and errno: as vfuc_connect(). EBUSY: there is a device. ENOTSUP: the server does not have
- * ATS, and the mode is that, or not the PASIDs that something is attached to. Any other: what the
- * server answered to the first mappings.
+ * ATS, and the mode is that, or not the PASIDs that something is attached to, or it has translation
+ * units of more than 1 GiB. Any other: what the server answered to the first mappings.
  */
 vfuc_t *vfuc_iommu_connect(vfuc_iommu_t *iommu, const char *path, const vfuc_options_t *options);
 

@@ -11,6 +11,8 @@
 #define DEFAULT_MERGE (UINT64_C(2) << 20)
 /* Requests are kept one by one: this many pages, whatever was proposed. */
 #define MAX_PAGE_REQUESTS 65536u
+/* What the smallest translation unit can be: all of one is looked at for an answer. */
+#define MAX_UNIT_SHIFT 30
 
 static const vfuc_iommu_proposal_t everything = {
     .pasid_bits = VFIO_USER_PASID_BITS,
@@ -160,7 +162,7 @@ uint64_t iommu_unit_size(const struct vfuc_iommu *iommu)
 
 int vfuc_iommu_set_unit(vfuc_iommu_t *iommu, unsigned shift)
 {
-    if (shift < PT_PAGE_SHIFT || shift > 30) {
+    if (shift < PT_PAGE_SHIFT || shift > MAX_UNIT_SHIFT) {
         return iommu_result(-EINVAL);
     }
     pthread_mutex_lock(&iommu->lock);
@@ -341,7 +343,9 @@ static int check_device(const struct vfuc_iommu *iommu)
 {
     uint32_t bits = iommu->agreed.iommu.pasid_bits;
 
-    if (iommu->mode == VFUC_IOMMU_ATS && iommu->agreed.iommu.ats_queue_depth == 0) {
+    if (iommu->mode == VFUC_IOMMU_ATS &&
+        (iommu->agreed.iommu.ats_queue_depth == 0 ||
+         iommu->agreed.iommu.ats_page_shift > MAX_UNIT_SHIFT)) {
         return -ENOTSUP;
     }
     for (size_t i = 0; i < iommu->nr_attached; i++) {

@@ -7,6 +7,8 @@
 
 /* Entries of one reply, whatever was agreed on. */
 #define MAX_ENTRIES 512u
+/* And what they look at, unless one unit is more: the server has chosen the size of those. */
+#define MAX_LOOK (UINT64_C(64) << 20)
 
 /* What is asked for, checked. */
 struct query {
@@ -161,7 +163,8 @@ static int read_query(const struct message *msg, struct query *q)
         q->max_entries = MAX_ENTRIES;
     }
     /* A first part of more than that many units: what looking costs is bounded. */
-    most = q->max_entries * q->unit;
+    most = q->max_entries < MAX_LOOK / q->unit ? q->max_entries * q->unit : MAX_LOOK;
+    most = most > q->unit ? most : q->unit;
     q->first = in.address;
     q->last = in.address + ((in.length < most ? in.length : most) - 1);
     return 0;

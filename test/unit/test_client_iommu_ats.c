@@ -200,6 +200,34 @@ static void test_unit(void **state)
     assert_int_equal(ask(f, 0, PAGE, &reply), EINVAL);
 }
 
+/* All of a unit that is mixed is looked at: how much that may be is not for the server to say. */
+static void test_large_units(void **state)
+{
+    const uint64_t unit = UINT64_C(16) << 20;
+    struct fixture *f = *state;
+    struct reply reply;
+    vfuc_iommu_t *iommu = vfuc_iommu_create(NULL);
+    struct fake_server server;
+
+    assert_int_equal(vfuc_iommu_set_unit(f->iommu, 24), 0);
+    for (uint64_t i = 0; i < 8; i++) {
+        assert_int_equal(vfuc_iommu_map(f->domain, i * unit, RAM, PAGE, RW), 0);
+    }
+    assert_int_equal(ask(f, 0, 8 * unit, &reply), 0);
+    assert_int_equal(reply.head.nr_entries, 4);
+    assert_int_equal(vfuc_iommu_set_unit(f->iommu, 30), 0);
+    assert_int_equal(ask(f, 0, 4 * GIB, &reply), 0);
+    assert_int_equal(reply.head.nr_entries, 1);
+    assert_entry(&reply, 0, 0, 0, GIB, RW | VFUC_IOMMU_UNCACHED);
+
+    fake_server_start(&server, VERSION(ATS_CAPS(4, 8, 31)));
+    errno = 0;
+    assert_null(vfuc_iommu_connect(iommu, server.path, NULL));
+    assert_int_equal(errno, ENOTSUP);
+    fake_server_stop(&server);
+    vfuc_iommu_destroy(iommu);
+}
+
 static void test_malformed_translations(void **state)
 {
     struct {
@@ -797,6 +825,7 @@ int main(void)
         CASE(test_number_of_entries),
         CASE(test_permissions),
         CASE(test_unit),
+        CASE(test_large_units),
         CASE(test_malformed_translations),
         CASE(test_prefix),
         cmocka_unit_test(test_not_agreed),
