@@ -57,7 +57,10 @@ static int setup_context(struct nvme *nvme)
 static void stop_workers(struct nvme *nvme)
 {
     for (unsigned i = 0; i < NVME_MAX_WORKERS; i++) {
-        worker_stop(&nvme->workers[i]);
+        worker_end(&nvme->workers[i]);
+    }
+    for (unsigned i = 0; i < NVME_MAX_WORKERS; i++) {
+        worker_close(&nvme->workers[i]);
     }
 }
 

@@ -368,12 +368,17 @@ int worker_start(struct worker *worker, struct nvme *nvme, unsigned index)
     return 0;
 }
 
-void worker_stop(struct worker *worker)
+void worker_end(struct worker *worker)
 {
-    if (!worker->started) {
-        return;
+    if (worker->started) {
+        worker_post(worker, &worker->end_event);
+        pthread_join(worker->thread, NULL);
     }
-    worker_post(worker, &worker->end_event);
-    pthread_join(worker->thread, NULL);
-    close_worker(worker);
+}
+
+void worker_close(struct worker *worker)
+{
+    if (worker->started) {
+        close_worker(worker);
+    }
 }

@@ -82,7 +82,9 @@ struct worker {
 /* -errno, after a line on standard error. */
 int worker_start(struct worker *worker, struct nvme *nvme, unsigned index);
 /* The thread ends; nothing may be in flight. */
-void worker_stop(struct worker *worker);
+void worker_end(struct worker *worker);
+/* When all have ended: until then one may be about to wake another. */
+void worker_close(struct worker *worker);
 
 /* Any thread. */
 void worker_post(struct worker *worker, struct event *event);
