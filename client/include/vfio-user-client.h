@@ -382,9 +382,9 @@ uint64_t vfuc_dirty_bitmap_size(uint64_t size, uint64_t page_size);
 
 /*
  * Reads the pages written to since the last report, and clears them there. Bit n is page n from
- * iova on, least significant first. What is not mapped reads as clean; servers of libvfio-user 0.x
- * want a range that begins where a mapping does and lies within it, and say ENOENT or ENOTSUP of any
- * other. EMSGSIZE: the bitmap is larger than a message.
+ * iova on, least significant first. What is not mapped reads as clean. Servers of libvfio-user 0.x
+ * want a range that begins where a mapping does and lies within it, and say ENOENT or ENOTSUP of
+ * any other. EMSGSIZE: the bitmap is larger than a message.
  */
 int vfuc_dirty_report(vfuc_t *client, uint64_t iova, uint64_t size, uint64_t page_size,
                       void *bitmap, uint64_t bitmap_size);
