@@ -5,14 +5,6 @@ load nvme
 load ext4
 disk=/dev/nvme0n1
 
-appears() {
-    i=0
-    while [ ! -b $disk ] && [ $i -lt 300 ]; do
-        usleep 100000
-        i=$((i + 1))
-    done
-    [ -b $disk ]
-}
 files() {
     mount -t ext4 $disk /mnt && cp -r /bin /mnt/ && umount /mnt
 }
@@ -20,7 +12,7 @@ compare() {
     mount -t ext4 -o ro $disk /mnt && diff -r /bin /mnt/bin && umount /mnt
 }
 
-step "the disk appears" appears
+step "the disk appears" appears $disk
 if [ "$(dd if=$disk bs=1 skip=1080 count=2 2>/dev/null | od -An -tx1 | tr -d ' ')" != 53ef ]; then
     step "ext4" mkfs.ext4 -q $disk
     step "files" files

@@ -5,13 +5,7 @@ load nvme
 load ext4
 disk=/dev/nvme0n1
 
-# The driver's probe is asynchronous.
-i=0
-while [ ! -b $disk ] && [ $i -lt 300 ]; do
-    usleep 100000
-    i=$((i + 1))
-done
-[ -b $disk ] || { dmesg | tail -30; end "failed: no $disk"; }
+appears $disk || { dmesg | tail -30; end "failed: no $disk"; }
 device=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
 
 # verify <words> <option>...: writes and reads back with checksums
@@ -76,12 +70,7 @@ unplug() {
 }
 plug() {
     echo 1 >/sys/bus/pci/rescan
-    i=0
-    while [ ! -b ${disk}p1 ] && [ $i -lt 100 ]; do
-        usleep 100000
-        i=$((i + 1))
-    done
-    [ -b ${disk}p1 ]
+    appears ${disk}p1
 }
 step "unplug" unplug
 step "plug" plug
