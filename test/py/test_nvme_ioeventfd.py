@@ -1,60 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Doorbells rung by eventfds (--ioeventfd): the test is the hypervisor."""
 
-import mmap
 import os
 import subprocess
 
 import pytest
 
 from conftest import sample
-from vfiouser import wire
+from vfiouser.hypervisor import MAX_DOORBELLS, Hypervisor, get_io_fds
 from vfiouser.nvme import Namespace, Nvme, pattern
-from vfiouser.nvme_spec import (ADMIN_DELETE_CQ, ADMIN_DELETE_SQ, DOORBELLS, IO_FLUSH, IO_READ,
-                                SUCCESS)
-from vfiouser.wire import BAR0, Cmd
+from vfiouser.nvme_spec import ADMIN_DELETE_CQ, ADMIN_DELETE_SQ, IO_FLUSH, IO_READ, SUCCESS
 
 MEMORY = ("--namespace", "memory=64M", "--ioeventfd")
-NR_QUEUES = 65
 MAX_FDS = 8  # the usual max_msg_fds
 
 pytestmark = pytest.mark.nvme_args(*MEMORY, "--threads", "2")
-
-
-def get_io_fds(client):
-    size = wire.REGION_IO_FDS.size + 2 * NR_QUEUES * wire.IOEVENTFD.size
-    reply = client.request(Cmd.DEVICE_GET_REGION_IO_FDS, wire.REGION_IO_FDS.pack(
-        argsz=size, flags=0, index=BAR0, count=0))
-    head = wire.REGION_IO_FDS.unpack(reply.payload[:wire.REGION_IO_FDS.size])
-    records = wire.IOEVENTFD.unpack_array(reply.payload[wire.REGION_IO_FDS.size:], head.count)
-    return records, reply.fds
-
-
-class Hypervisor:
-    """Does with the guest's doorbells what the device wants."""
-
-    def __init__(self, client):
-        records, self.fds = get_io_fds(client)
-        self.records = {(r.gpa_offset - DOORBELLS) // 4: r for r in records}
-        shadow, = {r.shadow_mem_fd_index for r in records}
-        self.map = mmap.mmap(self.fds[shadow], os.fstat(self.fds[shadow]).st_size)
-        self.words = memoryview(self.map).cast("I")
-
-    def bell(self, index):
-        return self.records[index].fd_index
-
-    def store(self, index, value):
-        self.words[self.records[index].shadow_offset // 4] = value
-
-    def ring(self, index, value):
-        self.store(index, value)
-        os.eventfd_write(self.fds[self.bell(index)], 1)
-
-    def close(self):
-        self.words.release()
-        self.map.close()
-        for fd in self.fds:
-            os.close(fd)
 
 
 @pytest.fixture
@@ -84,7 +44,7 @@ def run_two_disks(nvme, seed=0):
 
 def test_every_doorbell_has_one(bells):
     records = bells.hypervisor.records
-    assert set(records) == set(range(2 * NR_QUEUES))
+    assert set(records) == set(range(MAX_DOORBELLS))
     for record in records.values():
         assert (record.size, record.flags, record.type) == (4, 0, 2)
     # One for each worker, and the file.
@@ -197,7 +157,7 @@ def test_wrong_head(bells, value):
 def test_nonsense_in_the_page(bells):
     """Any value in any word, all bells, and then a reset."""
     bells.start_io(2)
-    for index in range(2, 130):
+    for index in range(2, MAX_DOORBELLS):
         bells.hypervisor.ring(index, 0xFFFFFFFF - index)
     bells.disable()
     bells.start_io(2)
@@ -206,7 +166,7 @@ def test_nonsense_in_the_page(bells):
 
 def test_bells_that_mean_nothing(bells):
     """Before the controller is enabled, and of queues that are not there."""
-    for index in range(130):
+    for index in range(MAX_DOORBELLS):
         os.eventfd_write(bells.hypervisor.fds[bells.hypervisor.bell(index)], 1)
     flush(bells.start_io())
     bells.hypervisor.ring(2 * 64, 1)
@@ -216,7 +176,7 @@ def test_bells_that_mean_nothing(bells):
 def test_emptied_and_blocking(bells):
     """The client has the eventfds as well: it may read them, and make them block."""
     sq = bells.start_io()
-    for fd in {bells.hypervisor.fds[bells.hypervisor.bell(i)] for i in range(130)}:
+    for fd in {bells.hypervisor.fds[bells.hypervisor.bell(i)] for i in range(MAX_DOORBELLS)}:
         os.set_blocking(fd, False)
         try:
             os.eventfd_read(fd)

@@ -9,9 +9,10 @@ import pytest
 
 from vfiouser import wire
 from vfiouser.client import VfioUserError
+from vfiouser.hypervisor import Hypervisor
 from vfiouser.nvme import Namespace, Nvme, pattern
 from vfiouser.nvme_spec import (ADMIN_AER, ADMIN_GET_FEATURES, ADMIN_SET_FEATURES, CC, CC_ENABLE,
-                                CC_IO_ENTRIES, CSTS_RDY, IO_READ, IO_WRITE, SUCCESS)
+                                CC_IO_ENTRIES, CSTS_RDY, IO_FLUSH, IO_READ, IO_WRITE, SUCCESS)
 from vfiouser.wire import BAR0, FEAT_MIG_STATE, FEATURE_SET, Cmd
 
 STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY = 1, 2, 3, 4, 6
@@ -53,9 +54,10 @@ def start_again(server):
 class Pair:
     """Two servers of the same disk, of which the first has the guest."""
 
-    def __init__(self, start_nvme, path, threads=("2", "2")):
+    def __init__(self, start_nvme, path, threads=("2", "2"), options=()):
         path.write_bytes(bytes(64 << 20))
-        self.servers = [start_nvme("--namespace", f"file={path}", "--threads", n) for n in threads]
+        self.servers = [start_nvme("--namespace", f"file={path}", "--threads", n, *options)
+                        for n in threads]
         self.nvme = Nvme(self.servers[0].client())
 
     def move(self, before=lambda: None, pre_copy=False):
@@ -256,3 +258,28 @@ def test_enabled_before_its_state_comes(pair):
 
     received.take(enable)
     received.close()
+
+
+def test_doorbells_by_eventfds(start_nvme, tmp_path):
+    """Rung when the device has stopped already, and at the other side."""
+    pair = Pair(start_nvme, tmp_path / "disk", threads=("2", "1"), options=("--ioeventfd",))
+    nvme = pair.nvme
+    hypervisor = Hypervisor(nvme.client)
+    nvme.ring_doorbell = hypervisor.ring
+    nvme.start_io(2)
+    for _ in range(3):
+        cids = []
+
+        def stop_and_ring():
+            set_state(nvme.client, STOP)
+            cids.extend((sq, sq.submit(IO_FLUSH, nsid=1)) for sq in nvme.queues.values())
+
+        pair.move(stop_and_ring)
+        hypervisor.close()
+        hypervisor = Hypervisor(nvme.client)
+        nvme.ring_doorbell = hypervisor.ring
+        for sq, cid in cids:
+            assert sq.wait(cid).status == SUCCESS
+        for sq in nvme.queues.values():
+            sq.ok(IO_FLUSH, nsid=1)
+    hypervisor.close()
