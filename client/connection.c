@@ -3,6 +3,7 @@
 #include "client.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -416,6 +417,19 @@ void client_hang_up(struct vfuc *client)
     pthread_mutex_unlock(&client->life_lock);
 }
 
+/* Signals are for the threads of the program, which knows what it does with them. */
+static int start_receiver(struct vfuc *client)
+{
+    sigset_t all, before;
+    int err;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    err = -pthread_create(&client->receiver, NULL, client_receive, client);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return err;
+}
+
 /* From a path to a connection on which commands may be sent. life_lock held. */
 static int establish(struct vfuc *client, enum client_state state)
 {
@@ -430,7 +444,7 @@ static int establish(struct vfuc *client, enum client_state state)
     err = client_negotiate(client, &agreed);
     if (err == 0) {
         set_agreed(client, &agreed);
-        err = -pthread_create(&client->receiver, NULL, client_receive, client);
+        err = start_receiver(client);
         client->receiving = err == 0;
     }
     if (err < 0) {

@@ -17,6 +17,11 @@ if(VFU_HAVE_CLIENT)
         FILES_MATCHING PATTERN "*.h")
 endif()
 
+if(TARGET vfu-ls)
+    set_target_properties(vfu-ls PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+    install(TARGETS vfu-ls)
+endif()
+
 install(TARGETS ${installed_libraries} EXPORT vfio-user-targets)
 install(EXPORT vfio-user-targets NAMESPACE vfio-user:: DESTINATION ${package_dir})
 

@@ -7,6 +7,7 @@
 #include <linux/vfio.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -331,6 +332,33 @@ static void test_calls_from_callbacks(void **state)
     assert_int_equal(flight.wrong, 0);
 }
 
+static void note_signals(void *pvt, int error, const void *payload, size_t len)
+{
+    struct flight *flight = pvt;
+    sigset_t blocked;
+
+    (void)payload;
+    (void)len;
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    flight->nested = sigismember(&blocked, SIGTERM);
+    land(flight, error, true);
+}
+
+/* The program's handlers run on the program's threads. */
+static void test_signals_are_not_for_the_receiver(void **state)
+{
+    struct fixture *f = *state;
+    struct flight flight;
+    sigset_t blocked;
+
+    init_flight(&flight, f->client);
+    assert_int_equal(vfuc_region_read_start(f->client, 0, 0, 8, note_signals, &flight), 0);
+    wait_for(&flight, 1);
+    assert_int_equal(flight.nested, 1);
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    assert_int_equal(sigismember(&blocked, SIGTERM), 0);
+}
+
 /* Those that are in flight at the end are told. */
 static void test_ended_by_disconnect(void **state)
 {
@@ -512,6 +540,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_many_in_flight, setup, teardown),
         cmocka_unit_test_setup_teardown(test_many_threads, setup, teardown),
         cmocka_unit_test_setup_teardown(test_calls_from_callbacks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_signals_are_not_for_the_receiver, setup, teardown),
         cmocka_unit_test_setup_teardown(test_ended_by_disconnect, setup, teardown),
         cmocka_unit_test_setup_teardown(test_ioeventfds, setup, teardown),
         cmocka_unit_test_setup_teardown(test_capabilities, setup, teardown),
