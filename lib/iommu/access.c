@@ -207,9 +207,9 @@ static void finish(struct access *a, int err)
     vfu_dma_request_t *req = a->req;
 
     if (err == 0) {
-        a->state = ACCESS_HELD;
+        access_set_state(a, ACCESS_HELD);
     } else {
-        a->state = ACCESS_IDLE;
+        access_set_state(a, ACCESS_IDLE);
         req->nr_sgs = 0;
         req->fault_addr = a->missing;
         if (err == -EFAULT) {
@@ -270,7 +270,7 @@ static void step(struct access *a)
     struct dma_space *space = iommu_space(ctx, a->req->pasid, a->req->attrs, true);
     int r = space == NULL ? -ENOMEM : 0;
 
-    a->state = ACCESS_RUNNING;
+    access_set_state(a, ACCESS_RUNNING);
     while (r >= 0) {
         r = access_allowed(ctx, a->req->pasid, a->req->attrs);
         r = r < 0 ? r : build_sgl(a, space);
@@ -471,7 +471,7 @@ void access_release(struct vfu_ctx *ctx, vfu_dma_request_t *req)
 {
     struct access *a = access_of(req);
 
-    if (a->state != ACCESS_HELD) {
+    if (access_state(a) != ACCESS_HELD) {
         log_err(&ctx->log, "release of an access that holds nothing: ignored");
         return;
     }
@@ -481,7 +481,7 @@ void access_release(struct vfu_ctx *ctx, vfu_dma_request_t *req)
         a->kept = false;
         pthread_mutex_unlock(&ctx->iommu->lock);
     }
-    a->state = ACCESS_IDLE;
+    access_set_state(a, ACCESS_IDLE);
     put_sgl(a, req->nr_sgs);
 }
 
@@ -495,15 +495,15 @@ int access_cancel(struct vfu_ctx *ctx, vfu_dma_request_t *req)
         return -ENOENT;
     }
     pthread_mutex_lock(&ctx->iommu->lock);
-    if (a->state == ACCESS_TRANSLATING) {
+    if (access_state(a) == ACCESS_TRANSLATING) {
         TAILQ_REMOVE(&((struct translation *)a->waits_for)->waiters, a, link);
         ours = true;
-    } else if (a->state == ACCESS_FAULTING) {
+    } else if (access_state(a) == ACCESS_FAULTING) {
         TAILQ_REMOVE(&((struct page_group *)a->waits_for)->waiters, a, link);
         ours = true;
     }
     if (ours) {
-        a->state = ACCESS_RUNNING;
+        access_set_state(a, ACCESS_RUNNING);
     }
     pthread_mutex_unlock(&ctx->iommu->lock);
     if (!ours) {

@@ -30,7 +30,8 @@ enum access_state {
 struct access {
     struct vfu_ctx *ctx;
     vfu_dma_request_t *req;
-    enum access_state state;
+    /* Begins and ends to wait under the lock; a cancel on another thread looks at any time. */
+    _Atomic uint32_t state; /* enum access_state */
     uint32_t tries;
     uint64_t missing; /* the address that a translation is wanted for */
     struct range untranslated; /* what the client wants reached by untranslated requests only */
@@ -45,6 +46,16 @@ _Static_assert(sizeof(struct access) <= sizeof(((vfu_dma_request_t *)0)->priv),
                "the public structure must have room");
 
 TAILQ_HEAD(access_list, access);
+
+static inline void access_set_state(struct access *a, enum access_state state)
+{
+    atomic_store_explicit(&a->state, state, memory_order_relaxed);
+}
+
+static inline enum access_state access_state(const struct access *a)
+{
+    return (enum access_state)atomic_load_explicit(&a->state, memory_order_relaxed);
+}
 
 static inline struct access *access_of(vfu_dma_request_t *req)
 {

@@ -85,7 +85,7 @@ static void detach_waiters(struct page_group *group)
     struct access *a;
 
     TAILQ_FOREACH (a, &group->waiters, link) {
-        a->state = ACCESS_RUNNING;
+        access_set_state(a, ACCESS_RUNNING);
     }
 }
 
@@ -308,7 +308,7 @@ static struct page_group *find_pending(struct iommu *iommu, const struct access 
 
 static void wait_for(struct access *a, struct page_group *group)
 {
-    a->state = ACCESS_FAULTING;
+    access_set_state(a, ACCESS_FAULTING);
     a->waits_for = group;
     TAILQ_INSERT_TAIL(&group->waiters, a, link);
 }

@@ -409,7 +409,7 @@ static void translated(struct txn *txn)
     }
     fill_cache(t, nr);
     TAILQ_FOREACH (a, &t->waiters, link) {
-        a->state = ACCESS_RUNNING;
+        access_set_state(a, ACCESS_RUNNING);
     }
     TAILQ_CONCAT(&waiters, &t->waiters, link);
     pthread_mutex_unlock(&iommu->lock);
@@ -519,7 +519,7 @@ static struct translation *find_pending(struct iommu *iommu, const struct access
 
 static void wait_for(struct access *a, struct translation *t)
 {
-    a->state = ACCESS_TRANSLATING;
+    access_set_state(a, ACCESS_TRANSLATING);
     a->waits_for = t;
     TAILQ_INSERT_TAIL(&t->waiters, a, link);
 }
@@ -638,7 +638,7 @@ void translate_cancel(struct vfu_ctx *ctx, uint32_t scope, int err)
         }
     }
     TAILQ_FOREACH (a, &waiters, link) {
-        a->state = ACCESS_RUNNING;
+        access_set_state(a, ACCESS_RUNNING);
     }
     pthread_mutex_unlock(&iommu->lock);
     access_end_all(&waiters, err);
