@@ -6,9 +6,17 @@ import struct
 
 import pytest
 
+from test_nvme_iommu import attach, remap
+from test_nvme_migration import RUNNING, STOP, STOP_COPY, set_state
 from vfiouser.nvme import Namespace, command, pattern
-from vfiouser.nvme_spec import CC, DOORBELLS, PAGE
+from vfiouser.nvme_spec import (ADMIN_ABORT, ADMIN_AER, ADMIN_CREATE_CQ, ADMIN_CREATE_SQ,
+                                ADMIN_DELETE_CQ, ADMIN_DELETE_SQ, ADMIN_DOORBELL_BUFFER,
+                                ADMIN_SET_FEATURES, CC, CC_SHN_NORMAL, DOORBELLS, PAGE)
+from vfiouser.wire import CONFIG, Cmd
 
+DISKS = pytest.mark.nvme_args("--namespace", "memory=64M", "--namespace", "memory=1M,block=4096",
+                              "--threads", "3")
+NOWHERE = 0x7000000000
 ENTRIES = 64
 OPCODES = list(range(0x10)) + [0x18, 0x7C, 0x80, 0x81, 0xFF]
 
@@ -82,8 +90,97 @@ class Chaos:
                 return
 
 
+    def queue_command(self):
+        """What makes and deletes queues, or waits for something, on the admin queue."""
+        rng, admin = self.rng, self.nvme.admin
+        qid, page = rng.randrange(6), self.area + PAGE * rng.randrange(60)
+        size = rng.choice([1, 3, 63]) << 16
+        opcode, fields = rng.choice([
+            (ADMIN_CREATE_CQ, {"prp1": page, "cdw10": size | qid, "cdw11": rng.choice([1, 3])}),
+            (ADMIN_CREATE_SQ, {"prp1": page, "cdw10": size | qid,
+                               "cdw11": rng.randrange(6) << 16 | 1}),
+            (ADMIN_DELETE_SQ, {"cdw10": qid}), (ADMIN_DELETE_CQ, {"cdw10": qid}),
+            (ADMIN_ABORT, {"cdw10": rng.getrandbits(6) << 16 | qid}), (ADMIN_AER, {}),
+            (ADMIN_DOORBELL_BUFFER, {"prp1": page, "prp2": self.area}),
+            (ADMIN_SET_FEATURES, {"cdw10": 4, "cdw11": rng.choice([300, 350])}),
+        ])
+        admin.submit(opcode, **fields)
+        while admin.cq.pop():
+            pass
+
+    def disturb(self):
+        """Something from outside. True: it is enough."""
+        nvme, number = self.nvme, self.rng.random()
+        if number < 0.1:
+            nvme.client.write_int(CONFIG, 4, self.rng.choice([0, 2, 6]), 2)
+        elif number < 0.2:
+            set_state(nvme.client, self.rng.choice([STOP, STOP_COPY]))
+            set_state(nvme.client, RUNNING)
+        elif number < 0.25:
+            nvme.write(CC, nvme.read(CC) | CC_SHN_NORMAL)
+        return number > 0.95
+
+    def queues_come_and_go(self, rounds):
+        for _ in range(rounds):
+            for _ in range(self.rng.randrange(6)):
+                self.queue_command()
+            self.run([self.nvme.admin, *self.nvme.queues.values()], 3)
+            if self.disturb():
+                return
+
+
+class ChaosBehindIommu(Chaos):
+    """Some pages never come, and others move."""
+
+    def address(self):
+        if self.rng.random() < 0.3:
+            return NOWHERE + PAGE * self.rng.randrange(40)
+        return self.area + 8 * self.rng.randrange(60 * PAGE // 8)
+
+    def disturb(self):
+        if self.rng.random() < 0.3:
+            remap(self.nvme, self.area + PAGE * self.rng.randrange(64))
+        return super().disturb()
+
+
+def check_second_namespace(nvme):
+    for sq in nvme.queues.values():
+        disk = Namespace(nvme, sq, 2, 4096)
+        disk.write(sq.qid, pattern(4096, sq.qid))
+        assert disk.read(sq.qid, 4096) == pattern(4096, sq.qid)
+
+
+@DISKS
+def test_queues_come_and_go(nvme):
+    for seed in range(30):
+        nvme.memory.next = nvme.memory.base
+        nvme.start_io(2, ENTRIES)
+        Chaos(nvme, seed).queues_come_and_go(15)
+        if seed % 2:
+            nvme.client.reset()
+        nvme.enable_bus_master()
+        nvme.memory.next = nvme.memory.base
+        nvme.start_io(3)
+        check_second_namespace(nvme)
+
+
+@pytest.mark.nvme_args(*DISKS.args, "--ats", "--pri")
+def test_queues_come_and_go_behind_an_iommu(nvme_server):
+    nvme = attach(nvme_server, pri=True)
+    nvme.client.handlers[Cmd.PAGE_REQUEST] = lambda message: None
+    base = nvme.memory.next
+    for seed in range(30):
+        nvme.memory.next = base
+        nvme.start_io(2, ENTRIES)
+        ChaosBehindIommu(nvme, seed).queues_come_and_go(15)
+        nvme.enable_bus_master()
+        nvme.memory.next = base
+        nvme.start_io(3)
+        check_second_namespace(nvme)
+
+
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.nvme_args("--namespace", "memory=64M", "--namespace", "memory=1M,block=4096")
+@DISKS
 def test_chaos(nvme, share):
     for seed in range(40 if share else 4):
         if not share and nvme.memory.slot in nvme.client.memory.slots:
