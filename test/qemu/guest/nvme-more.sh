@@ -4,19 +4,12 @@
 
 load nvme
 load ext4
-step "the disks appear" appears /dev/nvme0n1
-step "both of them" appears /dev/nvme0n2
 
-# Linux gives the names in the order in which it comes to the namespaces.
 find_disks() {
-    small=/dev/nvme0n1
-    large=/dev/nvme0n2
-    if [ "$(cat /sys/block/nvme0n1/queue/logical_block_size)" = 4096 ]; then
-        small=/dev/nvme0n2
-        large=/dev/nvme0n1
-    fi
+    find_namespace 1 && small=$disk && find_namespace 2 && large=$disk
 }
-find_disks
+step "the disks appear" find_disks
+
 # block <disk> <size>
 block() {
     [ "$(cat "/sys/block/$(basename "$1")/queue/logical_block_size")" = "$2" ]

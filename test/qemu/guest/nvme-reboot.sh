@@ -3,8 +3,6 @@
 
 load nvme
 load ext4
-disk=/dev/nvme0n1
-
 files() {
     mount -t ext4 $disk /mnt && cp -r /bin /mnt/ && umount /mnt
 }
@@ -12,7 +10,7 @@ compare() {
     mount -t ext4 -o ro $disk /mnt && diff -r /bin /mnt/bin && umount /mnt
 }
 
-step "the disk appears" appears $disk
+step "the disk appears" find_namespace 1
 if [ "$(dd if=$disk bs=1 skip=1080 count=2 2>/dev/null | od -An -tx1 | tr -d ' ')" != 53ef ]; then
     step "ext4" mkfs.ext4 -q $disk
     step "files" files

@@ -3,9 +3,7 @@
 
 load nvme
 load ext4
-disk=/dev/nvme0n1
-
-appears $disk || { dmesg | tail -30; end "failed: no $disk"; }
+find_namespace 1 || { dmesg | tail -30; end "failed: no disk"; }
 device=$(basename "$(readlink -f /sys/class/nvme/nvme0/device)")
 
 # verify <words> <option>...: writes and reads back with checksums
@@ -70,7 +68,7 @@ unplug() {
 }
 plug() {
     echo 1 >/sys/bus/pci/rescan
-    appears ${disk}p1
+    find_namespace 1 && appears ${disk}p1
 }
 step "unplug" unplug
 step "plug" plug
