@@ -46,18 +46,8 @@ def connected_fds():
     return count
 
 
-@pytest.fixture
-def server(connected_fds, request):
-    """
-    An edu server of the test's own. After the test it must still serve, have no descriptor more
-    than before, and end with status 0.
-    """
-    marker = request.node.get_closest_marker("server_args")
-    server = Server(sample("edu"), *(marker.args if marker else ()))
-    yield server
-    if server.stopped:
-        server.close_clients()
-        return
+def end(server, connected_fds):
+    """After the test it must still serve, have no descriptor more than before, and end well."""
     try:
         server.check(connected_fds)
     except BaseException:
@@ -65,6 +55,20 @@ def server(connected_fds, request):
         server.kill()
         raise
     server.stop()
+
+
+@pytest.fixture
+def server(connected_fds, request):
+    """
+    An edu server of the test's own, which end() looks at afterwards.
+    """
+    marker = request.node.get_closest_marker("server_args")
+    server = Server(sample("edu"), *(marker.args if marker else ()))
+    yield server
+    if server.stopped:
+        server.close_clients()
+        return
+    end(server, connected_fds)
 
 
 @pytest.fixture
@@ -87,13 +91,7 @@ def probe_server(connected_fds, request):
     args = marker.args if marker else ("--pasid", "20", "--ats", "--pri")
     server = Server(built("test/device", "iommu_probe"), *args)
     yield server
-    try:
-        server.check(connected_fds)
-    except BaseException:
-        print(server.stderr())
-        server.kill()
-        raise
-    server.stop()
+    end(server, connected_fds)
 
 
 @pytest.fixture
@@ -124,13 +122,7 @@ def start_nvme(connected_fds):
     for server in servers:
         if server.stopped:
             continue
-        try:
-            server.check(connected_fds)
-        except BaseException:
-            print(server.stderr())
-            server.kill()
-            raise
-        server.stop()
+        end(server, connected_fds)
 
 
 @pytest.fixture

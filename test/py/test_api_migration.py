@@ -602,6 +602,25 @@ def test_unmap_with_bitmap_of_what_is_put_in_the_callback(device, logged):
     assert pages_of(reply.payload[40:]) == [1, 3]
 
 
+def test_unmap_with_bitmap_of_what_is_held(workshop, device):
+    """Whoever still refers to the memory may write until the reply: all of it counts as dirty."""
+    device.pci_init()
+    device.setup_dma()
+    device.setup_migration(**callbacks())
+    config = abi.IommuConfig(size=ctypes.sizeof(abi.IommuConfig))
+    device.lib.vfu_setup_device_iommu(device.ctx, ctypes.byref(config))
+    client = workshop.attach(device)
+    client.add_memory(BASE, 128 * PAGE)
+    start(client)
+    sgl = device.sgl(BASE, PAGE)
+    iov = device.sgl_get(sgl)
+    payload = wire.DMA_UNMAP.pack(argsz=56, flags=wire.UNMAP_GET_DIRTY, addr=BASE, size=128 * PAGE)
+    msg_id = client.send(Cmd.DMA_UNMAP, payload + wire.BITMAP.pack(pgsize=PAGE, size=16))
+    device.run()
+    device.sgl_put(sgl, iov)
+    assert pages_of(client.wait(msg_id).payload[40:]) == list(range(128))
+
+
 @pytest.mark.parametrize("addr, size, bitmap_size, page_size, argsz, error", [
     (BASE, 128 * PAGE, 8, PAGE, None, errno.EINVAL),
     (BASE, 128 * PAGE, 24, PAGE, None, errno.EINVAL),
