@@ -24,4 +24,4 @@ need_packages() {
         apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
 }
 
-build_packages=(gcc libc6-dev cmake ninja-build pkg-config libjson-c-dev liburing-dev)
+build_packages=(gcc libc6-dev cmake ninja-build pkg-config liburing-dev)

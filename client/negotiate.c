@@ -1,201 +1,105 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The version message, proposed and answered. */
 #include "client.h"
+#include "wire/capabilities.h"
 
 #include <errno.h>
-#include <json-c/json.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define MAJOR 0
 #define MINOR 2
 #define MAX_ANSWER 65536
-#define MAX_DEPTH 8
 #define DEFAULT_PAGE_SIZE 4096 /* of dirty pages, when the server names none */
 
-static struct json_object *child(struct json_object *obj, const char *name)
-{
-    struct json_object *part = json_object_new_object();
-
-    json_object_object_add(obj, name, part);
-    return part;
-}
-
-static void add_int(struct json_object *obj, const char *name, uint32_t value)
-{
-    json_object_object_add(obj, name, json_object_new_int64(value));
-}
-
-static void add_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *p)
-{
-    struct json_object *iommu = child(caps, "iommu"), *part;
-
-    if (p->pasid_bits > 0) {
-        part = child(iommu, "pasid");
-        add_int(part, "bits", p->pasid_bits);
-        json_object_object_add(part, "exec", json_object_new_boolean(p->pasid_exec));
-        json_object_object_add(part, "priv", json_object_new_boolean(p->pasid_priv));
-    }
-    if (p->ats_queue_depth > 0) {
-        part = child(iommu, "ats");
-        add_int(part, "queue_depth", p->ats_queue_depth);
-        add_int(part, "page_shift", p->ats_page_shift);
-        add_int(part, "max_entries", p->ats_max_entries);
-    }
-    if (p->pri_max_requests > 0) {
-        add_int(child(iommu, "pri"), "max_requests", p->pri_max_requests);
-    }
-}
-
-static struct json_object *proposal(const struct vfuc *client)
+static size_t write_proposal(const struct vfuc *client, char text[CAPABILITIES_MAX_TEXT])
 {
     const vfuc_iommu_proposal_t *iommu = &client->options.iommu;
-    struct json_object *root = json_object_new_object();
-    struct json_object *caps = child(root, "capabilities"), *migration;
+    const struct capabilities proposal = {
+        .max_msg_fds = CLIENT_MAX_FDS,
+        .max_data_xfer_size = client->options.max_data_xfer_size,
+        .write_multiple = true,
+        .migration = {
+            .pgsize = (uint32_t)sysconf(_SC_PAGESIZE),
+            .max_bitmap_size = CLIENT_MAX_DATA,
+        },
+        .iommu = {
+            .present = iommu->pasid_bits > 0 || iommu->ats_queue_depth > 0,
+            .pasid = { iommu->pasid_bits > 0, iommu->pasid_exec, iommu->pasid_priv,
+                       iommu->pasid_bits },
+            .ats = { iommu->ats_queue_depth > 0, iommu->ats_queue_depth, iommu->ats_page_shift,
+                     iommu->ats_max_entries },
+            .pri = { iommu->pri_max_requests > 0, iommu->pri_max_requests },
+        },
+        .named = { .max_msg_fds = true, .max_data_xfer_size = true, .migration = true },
+    };
 
-    add_int(caps, "max_msg_fds", CLIENT_MAX_FDS);
-    add_int(caps, "max_data_xfer_size", client->options.max_data_xfer_size);
-    json_object_object_add(caps, "write_multiple", json_object_new_boolean(true));
-    migration = child(caps, "migration");
-    add_int(migration, "pgsize", (uint32_t)sysconf(_SC_PAGESIZE));
-    add_int(migration, "max_bitmap_size", CLIENT_MAX_DATA);
-    if (iommu->pasid_bits > 0 || iommu->ats_queue_depth > 0) {
-        add_iommu(caps, iommu);
-    }
-    return root;
-}
-
-/* A number within limits; what is absent is left alone. 0 or -EPROTO. */
-static int get_int(struct json_object *obj, const char *name, int64_t min, int64_t max,
-                   uint32_t *out)
-{
-    struct json_object *value;
-    int64_t number;
-
-    if (!json_object_object_get_ex(obj, name, &value)) {
-        return 0;
-    }
-    number = json_object_get_int64(value);
-    if (!json_object_is_type(value, json_type_int) || number < min || number > max) {
-        return -EPROTO;
-    }
-    *out = (uint32_t)number;
-    return 0;
-}
-
-static int get_bool(struct json_object *obj, const char *name, bool *out)
-{
-    struct json_object *value;
-
-    if (!json_object_object_get_ex(obj, name, &value)) {
-        return 0;
-    }
-    *out = json_object_get_boolean(value);
-    return json_object_is_type(value, json_type_boolean) ? 0 : -EPROTO;
-}
-
-/* An object, NULL when it is absent. */
-static int get_object(struct json_object *obj, const char *name, struct json_object **out)
-{
-    *out = NULL;
-    if (obj == NULL || !json_object_object_get_ex(obj, name, out)) {
-        return 0;
-    }
-    return json_object_is_type(*out, json_type_object) ? 0 : -EPROTO;
-}
-
-/* A part of the extension, which has to have been proposed. */
-static int get_part(struct json_object *iommu, const char *name, uint32_t proposed,
-                    struct json_object **part)
-{
-    int err = get_object(iommu, name, part);
-
-    return err == 0 && *part != NULL && proposed == 0 ? -EPROTO : err;
+    return capabilities_write(&proposal, text);
 }
 
 /* Nothing that was not proposed, and no more of it. */
-static int read_iommu(struct json_object *caps, const vfuc_iommu_proposal_t *proposed,
-                      vfuc_iommu_proposal_t *agreed)
+static bool within_proposal(const struct iommu_caps *iommu, const vfuc_iommu_proposal_t *proposed)
 {
-    struct json_object *iommu, *part;
-    int err = get_object(caps, "iommu", &iommu);
-
-    err = err < 0 ? err : get_part(iommu, "pasid", proposed->pasid_bits, &part);
-    if (err == 0 && part != NULL) {
-        agreed->pasid_bits = proposed->pasid_bits;
-        err = get_int(part, "bits", 1, proposed->pasid_bits, &agreed->pasid_bits);
-        err = err < 0 ? err : get_bool(part, "exec", &agreed->pasid_exec);
-        err = err < 0 ? err : get_bool(part, "priv", &agreed->pasid_priv);
-        if (agreed->pasid_exec > proposed->pasid_exec ||
-            agreed->pasid_priv > proposed->pasid_priv) {
-            err = -EPROTO;
-        }
-    }
-    err = err < 0 ? err : get_part(iommu, "ats", proposed->ats_queue_depth, &part);
-    if (err == 0 && part != NULL) {
-        agreed->ats_queue_depth = proposed->ats_queue_depth;
-        agreed->ats_page_shift = proposed->ats_page_shift;
-        agreed->ats_max_entries = proposed->ats_max_entries;
-        err = get_int(part, "queue_depth", 1, proposed->ats_queue_depth,
-                      &agreed->ats_queue_depth);
-        err = err < 0 ? err : get_int(part, "page_shift", proposed->ats_page_shift, 63,
-                                      &agreed->ats_page_shift);
-        err = err < 0 ? err : get_int(part, "max_entries", 1, proposed->ats_max_entries,
-                                      &agreed->ats_max_entries);
-    }
-    err = err < 0 ? err : get_part(iommu, "pri", proposed->pri_max_requests, &part);
-    if (err == 0 && part != NULL) {
-        agreed->pri_max_requests = proposed->pri_max_requests;
-        err = get_int(part, "max_requests", 1, proposed->pri_max_requests,
-                      &agreed->pri_max_requests);
-    }
-    return err;
+    return (!iommu->pasid.present ||
+            (proposed->pasid_bits > 0 && iommu->pasid.bits <= proposed->pasid_bits &&
+             iommu->pasid.exec <= proposed->pasid_exec &&
+             iommu->pasid.priv <= proposed->pasid_priv)) &&
+           (!iommu->ats.present ||
+            (proposed->ats_queue_depth > 0 &&
+             iommu->ats.queue_depth <= proposed->ats_queue_depth &&
+             iommu->ats.page_shift >= proposed->ats_page_shift &&
+             iommu->ats.max_entries <= proposed->ats_max_entries)) &&
+           (!iommu->pri.present ||
+            (proposed->pri_max_requests > 0 &&
+             iommu->pri.max_requests <= proposed->pri_max_requests));
 }
 
-/* The text has to be one object and nothing else. NULL: it is not. */
-static struct json_object *parse(const char *text)
+static void take_iommu(const struct iommu_caps *iommu, vfuc_iommu_proposal_t *agreed)
 {
-    struct json_tokener *tokener = json_tokener_new_ex(MAX_DEPTH);
-    struct json_object *root = NULL;
-    size_t len = strlen(text);
-
-    if (tokener == NULL) {
-        return NULL;
+    if (iommu->pasid.present) {
+        agreed->pasid_bits = iommu->pasid.bits;
+        agreed->pasid_exec = iommu->pasid.exec;
+        agreed->pasid_priv = iommu->pasid.priv;
     }
-    json_tokener_set_flags(tokener, JSON_TOKENER_STRICT);
-    root = json_tokener_parse_ex(tokener, text, (int)len + 1);
-    if (json_tokener_get_parse_end(tokener) < len) {
-        json_object_put(root);
-        root = NULL;
+    if (iommu->ats.present) {
+        agreed->ats_queue_depth = iommu->ats.queue_depth;
+        agreed->ats_page_shift = iommu->ats.page_shift;
+        agreed->ats_max_entries = iommu->ats.max_entries;
     }
-    json_tokener_free(tokener);
-    return root;
+    if (iommu->pri.present) {
+        agreed->pri_max_requests = iommu->pri.max_requests;
+    }
 }
 
 static int read_answer(struct vfuc *client, const char *text, vfuc_agreed_t *agreed)
 {
-    struct json_object *root = parse(text), *caps, *part;
-    int err = json_object_is_type(root, json_type_object) ? 0 : -EPROTO;
+    const vfuc_iommu_proposal_t *proposed = &client->options.iommu;
+    struct capabilities caps;
+    char why[CAPABILITIES_MAX_WHY];
 
-    err = err < 0 ? err : get_object(root, "capabilities", &caps);
-    if (err == 0 && caps != NULL) {
-        err = get_int(caps, "max_msg_fds", 0, INT32_MAX, &agreed->max_msg_fds);
-        err = err < 0 ? err : get_int(caps, "max_data_xfer_size", 1, INT32_MAX,
-                                      &agreed->max_data_xfer_size);
-        err = err < 0 ? err : get_bool(caps, "write_multiple", &agreed->write_multiple);
-        err = err < 0 ? err : get_object(caps, "migration", &part);
-        if (err == 0 && part != NULL) {
-            agreed->migration_page_size = DEFAULT_PAGE_SIZE;
-            err = get_int(part, "pgsize", 0, INT32_MAX, &agreed->migration_page_size);
-        }
-        err = err < 0 ? err : read_iommu(caps, &client->options.iommu, &agreed->iommu);
+    capabilities_default(&caps);
+    caps.migration.pgsize = DEFAULT_PAGE_SIZE;
+    /* A member that the answer leaves out has the value that was proposed. */
+    caps.iommu.pasid.bits = proposed->pasid_bits;
+    caps.iommu.ats.queue_depth = proposed->ats_queue_depth;
+    caps.iommu.ats.page_shift = proposed->ats_page_shift;
+    caps.iommu.ats.max_entries = proposed->ats_max_entries;
+    caps.iommu.pri.max_requests = proposed->pri_max_requests;
+    if (capabilities_read(text, &caps, true, why) < 0) {
+        client_log(client, "VERSION: the server's answer is refused: %s", why);
+        return -EPROTO;
     }
-    json_object_put(root);
-    if (agreed->max_data_xfer_size > CLIENT_MAX_DATA) {
-        agreed->max_data_xfer_size = CLIENT_MAX_DATA;
+    if (caps.max_data_xfer_size > INT32_MAX || !within_proposal(&caps.iommu, proposed)) {
+        client_log(client, "VERSION: the server's answer is refused: it exceeds the proposal");
+        return -EPROTO;
     }
-    return err;
+    agreed->max_msg_fds = caps.max_msg_fds;
+    agreed->max_data_xfer_size = caps.max_data_xfer_size < CLIENT_MAX_DATA
+                                     ? caps.max_data_xfer_size : CLIENT_MAX_DATA;
+    agreed->write_multiple = caps.write_multiple;
+    agreed->migration_page_size = caps.named.migration ? caps.migration.pgsize : 0;
+    take_iommu(&caps.iommu, &agreed->iommu);
+    return 0;
 }
 
 static int check_answer(const struct vfio_user_header *hdr)
@@ -254,21 +158,17 @@ static int receive_agreed(struct vfuc *client, vfuc_agreed_t *agreed)
 
 static int send_proposal(struct vfuc *client)
 {
-    struct json_object *root = proposal(client);
-    const char *text = json_object_to_json_string_ext(root, JSON_C_TO_STRING_PLAIN);
+    char text[CAPABILITIES_MAX_TEXT];
     struct vfio_user_version version = { .major = MAJOR, .minor = MINOR };
     const struct vfio_user_header hdr = { .cmd = VFIO_USER_VERSION };
-    struct iovec out[2] = { { &version, sizeof(version) } };
+    const struct iovec out[2] = {
+        { &version, sizeof(version) },
+        { text, write_proposal(client, text) + 1 },
+    };
     uint64_t epoch;
-    int err = -ENOMEM;
+    int err = client_epoch(client, &epoch);
 
-    if (text != NULL) {
-        out[1] = (struct iovec){ (void *)text, strlen(text) + 1 };
-        err = client_epoch(client, &epoch);
-        err = err < 0 ? err : client_send(client, epoch, &hdr, out, 2, NULL, 0);
-    }
-    json_object_put(root);
-    return err;
+    return err < 0 ? err : client_send(client, epoch, &hdr, out, 2, NULL, 0);
 }
 
 int client_negotiate(struct vfuc *client, vfuc_agreed_t *agreed)

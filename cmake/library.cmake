@@ -7,5 +7,5 @@ set(VFU_LIB_MAP ${PROJECT_SOURCE_DIR}/lib/libvfio-user.map)
 vfu_library(vfio-user ${VFU_LIB_MAP}
     SOURCES ${lib_sources}
     INCLUDE ${PROJECT_SOURCE_DIR}/include
-    LINK PkgConfig::JSON_C Threads::Threads)
+    LINK Threads::Threads)
 target_include_directories(vfio-user-objects PRIVATE ${PROJECT_SOURCE_DIR}/lib)

@@ -49,7 +49,7 @@ foreach(path IN LISTS sample_paths)
     endif()
 endforeach()
 
-set(tool_libraries vfio-user Threads::Threads PkgConfig::JSON_C)
+set(tool_libraries vfio-user Threads::Threads)
 if(VFU_HAVE_CLIENT)
     list(APPEND tool_libraries vfio-user-client)
 endif()

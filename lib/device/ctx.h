@@ -32,7 +32,7 @@ struct vfu_ctx {
 
     struct transport tran;
     struct session session;
-    struct agreed_caps agreed;
+    struct capabilities agreed;
     struct stream newcomer; /* connected, its VERSION not yet here */
     bool has_newcomer;
     uint64_t newcomer_deadline;

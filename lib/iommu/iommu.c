@@ -199,7 +199,7 @@ static void tell_device(struct vfu_ctx *ctx)
 static void switch_ats(struct vfu_ctx *ctx, const struct pci_iommu_registers *now)
 {
     struct iommu *iommu = ctx->iommu;
-    const struct agreed_caps *agreed = &ctx->agreed;
+    const struct capabilities *agreed = &ctx->agreed;
     bool enabling = now->ats_enabled && !iommu->registers.ats_enabled;
     bool on;
 

@@ -8,7 +8,6 @@
 #include "wire/quirks.h"
 
 #include <errno.h>
-#include <json-c/json.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,130 +16,11 @@
 
 /* What we advertise; more descriptors are taken, as many as the kernel passes. */
 #define SERVER_MAX_MSG_FDS 8
-#define CLIENT_MAX_MSG_FDS 1024
-#define CLIENT_DEFAULT_MSG_FDS 1
 
 /* The largest VERSION taken: a client that sends more is not about to make sense. */
 #define MAX_JSON (64u * 1024u)
-#define MAX_JSON_DEPTH 16
 
 #define SEND_MS 1000
-
-enum member_type {
-    MEMBER_INT,
-    MEMBER_BOOL,
-};
-
-/* One member of an object: its type, its range, and where it goes. */
-struct member {
-    const char *name;
-    enum member_type type;
-    int64_t min, max;
-    void *out; /* uint32_t or bool */
-};
-
-/* Fills what is there, leaves the others alone. Returns 0 or -EINVAL. */
-static int read_members(struct json_object *obj, const char *where, const struct member *members,
-                        size_t nr, const struct logger *log)
-{
-    for (size_t i = 0; i < nr; i++) {
-        const struct member *m = &members[i];
-        struct json_object *value;
-        int64_t number;
-
-        if (!json_object_object_get_ex(obj, m->name, &value)) {
-            continue;
-        }
-        if (!json_object_is_type(value, m->type == MEMBER_INT ? json_type_int
-                                                              : json_type_boolean)) {
-            log_err(log, "VERSION: %s.%s has the wrong type", where, m->name);
-            return -EINVAL;
-        }
-        if (m->type == MEMBER_BOOL) {
-            *(bool *)m->out = json_object_get_boolean(value);
-            continue;
-        }
-        number = json_object_get_int64(value);
-        if (number < m->min || number > m->max) {
-            log_err(log, "VERSION: %s.%s is %lld, must be between %lld and %lld", where, m->name,
-                    (long long)number, (long long)m->min, (long long)m->max);
-            return -EINVAL;
-        }
-        *(uint32_t *)m->out = number < UINT32_MAX ? (uint32_t)number : UINT32_MAX;
-    }
-    return 0;
-}
-
-/* A member that must be an object if it is there. Returns 1, 0 (absent) or -EINVAL. */
-static int get_object(struct json_object *obj, const char *name, struct json_object **out,
-                      const struct logger *log)
-{
-    if (!json_object_object_get_ex(obj, name, out)) {
-        return 0;
-    }
-    if (!json_object_is_type(*out, json_type_object)) {
-        log_err(log, "VERSION: %s is not an object", name);
-        return -EINVAL;
-    }
-    return 1;
-}
-
-#define READ(obj, where, members, log)                                                             \
-    read_members(obj, where, members, sizeof(members) / sizeof((members)[0]), log)
-
-static int parse_iommu(struct json_object *caps, struct iommu_caps *iommu,
-                       const struct logger *log)
-{
-    struct json_object *obj, *part;
-    struct member pasid[] = {
-        { "bits", MEMBER_INT, 1, 20, &iommu->pasid.bits },
-        { "exec", MEMBER_BOOL, 0, 0, &iommu->pasid.exec },
-        { "priv", MEMBER_BOOL, 0, 0, &iommu->pasid.priv },
-    };
-    struct member ats[] = {
-        { "queue_depth", MEMBER_INT, 1, 32, &iommu->ats.queue_depth },
-        { "page_shift", MEMBER_INT, 12, 63, &iommu->ats.page_shift },
-        { "max_entries", MEMBER_INT, 1, INT32_MAX, &iommu->ats.max_entries },
-    };
-    struct member pri[] = {
-        { "max_requests", MEMBER_INT, 1, INT32_MAX, &iommu->pri.max_requests },
-    };
-    struct {
-        const char *name;
-        bool *present;
-        struct member *members;
-        size_t nr;
-    } parts[] = {
-        { "pasid", &iommu->pasid.present, pasid, sizeof(pasid) / sizeof(pasid[0]) },
-        { "ats", &iommu->ats.present, ats, sizeof(ats) / sizeof(ats[0]) },
-        { "pri", &iommu->pri.present, pri, sizeof(pri) / sizeof(pri[0]) },
-    };
-    int r = get_object(caps, "iommu", &obj, log);
-
-    if (r <= 0) {
-        return r;
-    }
-    iommu->present = true;
-    iommu->pasid.bits = 20;
-    iommu->ats.queue_depth = 32;
-    iommu->ats.page_shift = 12;
-    iommu->ats.max_entries = 64;
-    iommu->pri.max_requests = 512;
-    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
-        r = get_object(obj, parts[i].name, &part, log);
-        if (r < 0) {
-            return r;
-        }
-        *parts[i].present = r > 0;
-        if (r > 0) {
-            r = read_members(part, parts[i].name, parts[i].members, parts[i].nr, log);
-            if (r < 0) {
-                return r;
-            }
-        }
-    }
-    return 0;
-}
 
 static uint32_t smaller(uint32_t a, uint32_t b)
 {
@@ -168,179 +48,62 @@ static void meet_iommu(struct iommu_caps *theirs, const struct iommu_caps *ours)
     }
 }
 
-static int parse_caps(struct json_object *root, const struct server_offer *offer,
-                      struct agreed_caps *agreed, const struct logger *log)
-{
-    struct json_object *caps, *part;
-    uint32_t pgsize = 0;
-    const struct member top[] = {
-        { "max_msg_fds", MEMBER_INT, 0, CLIENT_MAX_MSG_FDS, &agreed->max_msg_fds },
-        { "max_data_xfer_size", MEMBER_INT, 1, INT64_MAX, &agreed->max_data_xfer_size },
-        { "write_multiple", MEMBER_BOOL, 0, 0, &agreed->write_multiple },
-    };
-    const struct member twin[] = {
-        { "supported", MEMBER_BOOL, 0, 0, &agreed->twin_socket },
-    };
-    const struct member migration[] = {
-        { "pgsize", MEMBER_INT, 0, INT32_MAX, &pgsize },
-    };
-    int r = get_object(root, "capabilities", &caps, log);
-
-    if (r <= 0) {
-        return r;
-    }
-    r = READ(caps, "capabilities", top, log);
-    if (r == 0 && (r = get_object(caps, "twin_socket", &part, log)) > 0) {
-        r = READ(part, "twin_socket", twin, log);
-    }
-    if (r == 0 && offer->migration && (r = get_object(caps, "migration", &part, log)) > 0) {
-        r = READ(part, "migration", migration, log);
-        if (r == 0 && pgsize != 0 && pgsize != offer->pgsize) {
-            log_err(log, "VERSION: migration.pgsize %u, ours is %u", pgsize, offer->pgsize);
-            r = -EINVAL;
-        }
-    }
-    return r < 0 ? r : parse_iommu(caps, &agreed->iommu, log);
-}
-
 int negotiate_parse(const char *text, const struct server_offer *offer,
-                    struct agreed_caps *agreed, const struct logger *log)
+                    struct capabilities *agreed, const struct logger *log)
 {
-    struct json_tokener *tokener;
-    struct json_object *root;
-    size_t len;
-    int r;
+    char why[CAPABILITIES_MAX_WHY];
+    int err;
 
-    memset(agreed, 0, sizeof(*agreed));
-    agreed->max_msg_fds = CLIENT_DEFAULT_MSG_FDS;
-    agreed->max_data_xfer_size = VFIO_USER_DEFAULT_MAX_DATA_XFER_SIZE;
-    if (text == NULL) {
-        return 0;
+    capabilities_default(agreed);
+    err = capabilities_read(text, agreed, offer->migration, why);
+    if (err < 0) {
+        log_err(log, "VERSION: refused: %s", why);
+    } else if (agreed->migration.pgsize != 0 && agreed->migration.pgsize != offer->pgsize) {
+        log_err(log, "VERSION: refused: the client's migration.pgsize is %u, the server's is %u",
+                agreed->migration.pgsize, offer->pgsize);
+        err = -EINVAL;
     }
-    len = strlen(text);
-    tokener = json_tokener_new_ex(MAX_JSON_DEPTH);
-    if (tokener == NULL) {
-        return -ENOMEM;
-    }
-    json_tokener_set_flags(tokener, JSON_TOKENER_STRICT);
-    root = json_tokener_parse_ex(tokener, text, (int)len + 1);
-    if (root == NULL || !json_object_is_type(root, json_type_object) ||
-        json_tokener_get_parse_end(tokener) < len) {
-        log_err(log, "VERSION: the capabilities are not a JSON object (%s)",
-                json_tokener_error_desc(json_tokener_get_error(tokener)));
-        r = -EINVAL;
-    } else {
-        r = parse_caps(root, offer, agreed, log);
-    }
-    json_object_put(root);
-    json_tokener_free(tokener);
     meet_iommu(&agreed->iommu, &offer->iommu);
     agreed->twin_socket &= agreed->max_msg_fds > 0 && !agreed->iommu.present;
-    return r;
-}
-
-static void add_int(struct json_object *obj, const char *name, uint32_t value)
-{
-    json_object_object_add(obj, name, json_object_new_int64(value));
-}
-
-static struct json_object *add_object(struct json_object *obj, const char *name)
-{
-    struct json_object *part = json_object_new_object();
-
-    json_object_object_add(obj, name, part);
-    return part;
-}
-
-/* Only the parts that the client proposed, and of them only what it may have named. */
-static void add_iommu(struct json_object *caps, const struct iommu_caps *iommu)
-{
-    struct json_object *obj = add_object(caps, "iommu"), *part;
-
-    if (iommu->pasid.present) {
-        part = add_object(obj, "pasid");
-        add_int(part, "bits", iommu->pasid.bits);
-        if (iommu->pasid.exec) {
-            json_object_object_add(part, "exec", json_object_new_boolean(true));
-        }
-        if (iommu->pasid.priv) {
-            json_object_object_add(part, "priv", json_object_new_boolean(true));
-        }
-    }
-    if (iommu->ats.present) {
-        part = add_object(obj, "ats");
-        add_int(part, "queue_depth", iommu->ats.queue_depth);
-        add_int(part, "page_shift", iommu->ats.page_shift);
-        add_int(part, "max_entries", iommu->ats.max_entries);
-    }
-    if (iommu->pri.present) {
-        add_int(add_object(obj, "pri"), "max_requests", iommu->pri.max_requests);
-    }
-}
-
-static bool named(struct json_object *proposal, const char *name)
-{
-    return json_object_object_get_ex(proposal, name, NULL);
+    return err;
 }
 
 /*
- * Clients of the plain protocol have always been sent the first two members. A client of the
- * IOMMU extension is sent only members that it named itself.
+ * Clients of the plain protocol have always been sent the first members. A client of the IOMMU
+ * extension is sent only members that it named itself (NEG-6).
  */
-static char *render(struct json_object *proposal, const struct server_offer *offer,
-                    const struct agreed_caps *agreed)
+static size_t write_answer(const struct server_offer *offer, const struct capabilities *agreed,
+                           char text[CAPABILITIES_MAX_TEXT])
 {
-    struct json_object *root = json_object_new_object();
-    struct json_object *caps = add_object(root, "capabilities"), *part;
     bool all = !agreed->iommu.present;
-    const char *text;
-    char *copy;
+    const struct capabilities answer = {
+        .max_msg_fds = SERVER_MAX_MSG_FDS,
+        .max_data_xfer_size = WIRE_MAX_DATA_XFER,
+        .twin_socket = agreed->twin_socket,
+        .write_multiple = agreed->write_multiple,
+        .migration = { .pgsize = offer->pgsize },
+        .iommu = agreed->iommu,
+        .named = {
+            .max_msg_fds = all || agreed->named.max_msg_fds,
+            .max_data_xfer_size = all || agreed->named.max_data_xfer_size,
+            .migration = offer->migration && (all || agreed->named.migration),
+        },
+    };
 
-    if (all || named(proposal, "max_msg_fds")) {
-        add_int(caps, "max_msg_fds", SERVER_MAX_MSG_FDS);
-    }
-    if (all || named(proposal, "max_data_xfer_size")) {
-        add_int(caps, "max_data_xfer_size", WIRE_MAX_DATA_XFER);
-    }
-    if (offer->migration && (all || named(proposal, "migration"))) {
-        add_int(add_object(caps, "migration"), "pgsize", offer->pgsize);
-    }
-    if (agreed->twin_socket) {
-        part = add_object(caps, "twin_socket");
-        json_object_object_add(part, "supported", json_object_new_boolean(true));
-        add_int(part, "fd_index", 0);
-    }
-    if (agreed->write_multiple) {
-        json_object_object_add(caps, "write_multiple", json_object_new_boolean(true));
-    }
-    if (agreed->iommu.present) {
-        add_iommu(caps, &agreed->iommu);
-    }
-    text = json_object_to_json_string_ext(root, JSON_C_TO_STRING_PLAIN);
-    copy = text != NULL ? strdup(text) : NULL;
-    json_object_put(root);
-    return copy;
+    return capabilities_write(&answer, text);
 }
 
-/* What stock servers do not send is left out where the reply would be too long with it. */
-char *negotiate_answer(const char *text, const struct server_offer *offer,
-                       struct agreed_caps *agreed)
+size_t negotiate_answer(size_t proposal, const struct server_offer *offer,
+                        struct capabilities *agreed, char text[CAPABILITIES_MAX_TEXT])
 {
-    struct json_object *root = text != NULL ? json_tokener_parse(text) : NULL, *proposal = NULL;
-    char *answer;
+    size_t len = write_answer(offer, agreed, text);
 
-    json_object_object_get_ex(root, "capabilities", &proposal);
-    answer = render(proposal, offer, agreed);
-    if (answer != NULL &&
-        !quirk_version_reply_fits(text != NULL ? strlen(text) : 0, strlen(answer)) &&
-        (agreed->write_multiple || agreed->iommu.present)) {
-        free(answer);
-        agreed->write_multiple = false;
-        memset(&agreed->iommu, 0, sizeof(agreed->iommu));
-        answer = render(proposal, offer, agreed);
+    if (quirk_version_reply_fits(proposal, len)) {
+        return len;
     }
-    json_object_put(root);
-    return answer;
+    agreed->write_multiple = false;
+    memset(&agreed->iommu, 0, sizeof(agreed->iommu));
+    return write_answer(offer, agreed, text);
 }
 
 static int send_all(struct stream *stream, struct iovec *iov, size_t nr, const int *fds,
@@ -479,10 +242,10 @@ static int make_twin(struct stream *twin, int *passed)
 }
 
 static int answer(struct stream *stream, const struct vfio_user_header *req, const char *text,
-                  const struct server_offer *offer, struct agreed_caps *agreed,
+                  const struct server_offer *offer, struct capabilities *agreed,
                   struct stream *twin)
 {
-    char *json = negotiate_answer(text, offer, agreed);
+    char json[CAPABILITIES_MAX_TEXT];
     struct vfio_user_version version = {
         .major = LIB_VFIO_USER_MAJOR,
         .minor = agreed->minor,
@@ -499,20 +262,15 @@ static int answer(struct stream *stream, const struct vfio_user_header *req, con
     };
     int passed = -1, err = 0;
 
-    if (json == NULL) {
-        return refuse(stream, req, -ENOMEM);
-    }
+    iov[2].iov_len = negotiate_answer(text != NULL ? strlen(text) : 0, offer, agreed, json) + 1;
     if (agreed->twin_socket) {
         err = make_twin(twin, &passed);
     }
     if (err < 0) {
-        free(json);
         return refuse(stream, req, err);
     }
-    iov[2].iov_len = strlen(json) + 1;
     hdr.msg_size = (uint32_t)(sizeof(hdr) + sizeof(version) + iov[2].iov_len);
     err = send_all(stream, iov, 3, &passed, passed == -1 ? 0 : 1);
-    free(json);
     if (passed != -1) {
         close(passed);
         if (err < 0) {
@@ -523,7 +281,7 @@ static int answer(struct stream *stream, const struct vfio_user_header *req, con
 }
 
 int negotiate(struct stream *stream, uint64_t deadline, const struct server_offer *offer,
-              struct agreed_caps *agreed, struct stream *twin, const struct logger *log)
+              struct capabilities *agreed, struct stream *twin, const struct logger *log)
 {
     struct vfio_user_header hdr;
     const char *text;

@@ -4,41 +4,15 @@
 
 #include "transport/stream.h"
 #include "util/log.h"
+#include "wire/capabilities.h"
 
 #include <stdbool.h>
 #include <stdint.h>
-
-/* The `iommu` object of the version message (vfio-user IOMMU extension, Negotiation). */
-struct iommu_caps {
-    bool present;
-    struct {
-        bool present, exec, priv;
-        uint32_t bits;
-    } pasid;
-    struct {
-        bool present;
-        uint32_t queue_depth, page_shift, max_entries;
-    } ats;
-    struct {
-        bool present;
-        uint32_t max_requests;
-    } pri;
-};
 
 /* What this server has to offer. */
 struct server_offer {
     bool migration;
     uint32_t pgsize;
-    struct iommu_caps iommu;
-};
-
-/* What both sides agreed on. */
-struct agreed_caps {
-    uint16_t minor;
-    uint32_t max_msg_fds; /* the client's */
-    uint32_t max_data_xfer_size; /* the client's */
-    bool twin_socket;
-    bool write_multiple;
     struct iommu_caps iommu;
 };
 
@@ -49,13 +23,17 @@ struct agreed_caps {
  * another negative errno when this client cannot be served, who has been told where possible.
  */
 int negotiate(struct stream *stream, uint64_t deadline, const struct server_offer *offer,
-              struct agreed_caps *agreed, struct stream *twin, const struct logger *log);
+              struct capabilities *agreed, struct stream *twin, const struct logger *log);
 
 /* The two halves, for tests: text is the client's JSON, NUL-terminated, or NULL. */
 int negotiate_parse(const char *text, const struct server_offer *offer,
-                    struct agreed_caps *agreed, const struct logger *log);
-/* Returns a string to free(), or NULL. A client that sent text gets no longer one back. */
-char *negotiate_answer(const char *text, const struct server_offer *offer,
-                       struct agreed_caps *agreed);
+                    struct capabilities *agreed, const struct logger *log);
+/*
+ * Writes the JSON of the answer and returns its length without the NUL. @proposal: the length of
+ * the client's, or 0 if it sent none: what stock servers do not send is left out of the answer, and
+ * taken out of *agreed, if the answer would be longer than that.
+ */
+size_t negotiate_answer(size_t proposal, const struct server_offer *offer,
+                        struct capabilities *agreed, char text[CAPABILITIES_MAX_TEXT]);
 
 #endif /* VFU_SESSION_NEGOTIATE_H */

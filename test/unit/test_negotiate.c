@@ -7,7 +7,6 @@
 #include "wire/quirks.h"
 
 #include <errno.h>
-#include <json-c/json.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -48,7 +47,7 @@ static const struct server_offer full = {
 
 static const struct logger silent = { 0 };
 
-static int parse(const char *text, const struct server_offer *offer, struct agreed_caps *agreed)
+static int parse(const char *text, const struct server_offer *offer, struct capabilities *agreed)
 {
     return negotiate_parse(text, offer, agreed, &silent);
 }
@@ -59,7 +58,7 @@ static bool same_iommu(const struct iommu_caps *a, const struct iommu_caps *b)
 }
 
 /* What an older client, or one that says nothing, gets. */
-static void assert_defaults(const struct agreed_caps *agreed)
+static void assert_defaults(const struct capabilities *agreed)
 {
     const struct iommu_caps none = { 0 };
 
@@ -81,7 +80,7 @@ static void test_nothing_said(void **state)
         "{\"capabilities\":{\"unknown\":null,\"more\":[1,{\"a\":\"b\"}]}}",
         CAPS("\"max_msg_fd\":7,\"max_msg_fdss\":7,\"MAX_MSG_FDS\":7"),
     };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     for (size_t i = 0; i < NR(texts); i++) {
@@ -100,7 +99,7 @@ static void test_not_an_object(void **state)
         "{\"capabilities\":null}", "{\"capabilities\":[]}", "{\"capabilities\":1}",
         "{\"capabilities\":\"{}\"}", "{\"capabilities\":true}",
     };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     for (size_t i = 0; i < NR(texts); i++) {
@@ -120,7 +119,7 @@ struct value_case {
     int64_t result; /* negative: the error */
 };
 
-static int64_t member_of(const struct agreed_caps *agreed, const char *member)
+static int64_t member_of(const struct capabilities *agreed, const char *member)
 {
     const struct { const char *name; int64_t value; } values[] = {
         { "max_msg_fds", agreed->max_msg_fds },
@@ -164,7 +163,7 @@ static void make_text(char *text, size_t size, const char *member, const char *v
 static void check_values(const struct value_case *table, size_t nr)
 {
     for (size_t i = 0; i < nr; i++) {
-        struct agreed_caps agreed;
+        struct capabilities agreed;
         char text[256];
         int64_t result;
 
@@ -287,7 +286,7 @@ static void test_objects(void **state)
     static const char *const objects[] = { "twin_socket", "migration", "iommu" };
     static const char *const parts[] = { "pasid", "ats", "pri" };
     static const char *const others[] = { "null", "1", "true", "\"\"", "[]", "[{}]" };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
     char text[128];
 
     (void)state;
@@ -305,7 +304,7 @@ static void test_objects(void **state)
 static void test_migration_that_is_not_there(void **state)
 {
     static const struct server_offer without = { .pgsize = 4096 };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     assert_int_equal(parse(CAPS("\"migration\":{\"pgsize\":1}"), &without, &agreed), 0);
@@ -315,7 +314,7 @@ static void test_migration_that_is_not_there(void **state)
 /* The last of several members of one name counts; the others are not even checked. */
 static void test_duplicates(void **state)
 {
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     assert_int_equal(parse(CAPS("\"max_msg_fds\":2,\"max_msg_fds\":3"), &full, &agreed), 0);
@@ -349,7 +348,7 @@ static void test_deep_nesting(void **state)
     static const struct { size_t depth; int err; } table[] = {
         { 1, 0 }, { 8, 0 }, { 16, -EINVAL }, { 1000, -EINVAL }, { 1000000, -EINVAL },
     };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     for (size_t i = 0; i < NR(table); i++) {
@@ -364,7 +363,7 @@ static void test_long_text(void **state)
 {
     const size_t size = 60000;
     char *text = malloc(size + 64);
-    struct agreed_caps agreed;
+    struct capabilities agreed;
     size_t at;
 
     (void)state;
@@ -377,13 +376,26 @@ static void test_long_text(void **state)
     free(text);
 }
 
+/* The answer stays until the next one. */
+static const char *answer_to(const char *text, const struct server_offer *offer,
+                             struct capabilities *agreed)
+{
+    static char answer[CAPABILITIES_MAX_TEXT];
+    size_t len;
+
+    assert_int_equal(parse(text, offer, agreed), 0);
+    len = negotiate_answer(text != NULL ? strlen(text) : 0, offer, agreed, answer);
+    assert_int_equal(strlen(answer), len);
+    return answer;
+}
+
 static void test_bytes_that_are_no_text(void **state)
 {
     static const char *const texts[] = {
         "\xff", "\xef\xbb\xbf{}", "{\"\xc0\x80\":1}", "{\"a\":\"\xed\xa0\x80\"}",
         "{\"a\":\"\xf8\x88\x80\x80\x80\"}", "{\"capabilities\":{\"max_msg_fds\xff\":1}}",
     };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     for (size_t i = 0; i < NR(texts); i++) {
@@ -392,7 +404,7 @@ static void test_bytes_that_are_no_text(void **state)
         assert_true(err == 0 || err == -EINVAL);
         if (err == 0) {
             assert_defaults(&agreed);
-            free(negotiate_answer(texts[i], &full, &agreed));
+            answer_to(texts[i], &full, &agreed);
         }
     }
 }
@@ -424,7 +436,7 @@ static void test_what_both_have(void **state)
     for (size_t i = 0; i < NR(meet_table); i++) {
         const struct meet_case *c = &meet_table[i];
         struct server_offer offer = { .pgsize = 4096, .iommu = c->ours };
-        struct agreed_caps agreed;
+        struct capabilities agreed;
         char text[512];
 
         snprintf(text, sizeof(text), IOMMU("%s"), c->text);
@@ -454,7 +466,7 @@ static void test_matrix_of_parts(void **state)
     for (unsigned ours = 0; ours < 8; ours++) {
         for (unsigned theirs = 0; theirs < 8; theirs++) {
             struct server_offer offer = full;
-            struct agreed_caps agreed;
+            struct capabilities agreed;
             unsigned both = ours & theirs;
             char text[512];
 
@@ -476,7 +488,7 @@ static void test_matrix_of_parts(void **state)
 static void test_server_without_the_extension(void **state)
 {
     const struct iommu_caps none = { 0 };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     assert_int_equal(parse(IOMMU(PASID_FULL "," ATS_FULL "," PRI_FULL), &plain, &agreed), 0);
@@ -495,7 +507,7 @@ static void test_twin_socket(void **state)
         { CAPS("\"max_msg_fds\":0,\"twin_socket\":{\"supported\":true}"), false },
         { CAPS("\"twin_socket\":{\"supported\":true},\"iommu\":{" ATS_FULL "}"), false },
     };
-    struct agreed_caps agreed;
+    struct capabilities agreed;
 
     (void)state;
     for (size_t i = 0; i < NR(table); i++) {
@@ -505,17 +517,6 @@ static void test_twin_socket(void **state)
 }
 
 /* The answer */
-
-static char *answer_to(const char *text, const struct server_offer *offer,
-                       struct agreed_caps *agreed)
-{
-    char *answer;
-
-    assert_int_equal(parse(text, offer, agreed), 0);
-    answer = negotiate_answer(text, offer, agreed);
-    assert_non_null(answer);
-    return answer;
-}
 
 struct answer_case {
     const struct server_offer *offer;
@@ -542,11 +543,10 @@ static void test_answers(void **state)
 
     (void)state;
     for (size_t i = 0; i < NR(table); i++) {
-        struct agreed_caps agreed;
-        char *answer = answer_to(table[i].text, table[i].offer, &agreed);
+        struct capabilities agreed;
+        const char *answer = answer_to(table[i].text, table[i].offer, &agreed);
 
         assert_string_equal(answer, table[i].answer);
-        free(answer);
     }
 }
 
@@ -563,12 +563,11 @@ static void test_length_of_the_answer(void **state)
 
     (void)state;
     for (size_t i = 0; i < NR(texts); i++) {
-        struct agreed_caps agreed;
-        char *answer = answer_to(texts[i], &full, &agreed);
+        struct capabilities agreed;
+        const char *answer = answer_to(texts[i], &full, &agreed);
 
         assert_true(strlen(answer) <= strlen(texts[i]));
         assert_int_equal(agreed.iommu.present, strstr(texts[i], "iommu") != NULL);
-        free(answer);
     }
 }
 
@@ -582,14 +581,13 @@ static void test_too_short_for_the_answer(void **state)
     (void)state;
     for (size_t i = 0; i < NR(texts); i++) {
         const struct iommu_caps none = { 0 };
-        struct agreed_caps agreed;
-        char *answer = answer_to(texts[i], &full, &agreed);
+        struct capabilities agreed;
+        const char *answer = answer_to(texts[i], &full, &agreed);
 
         assert_null(strstr(answer, "iommu"));
         assert_null(strstr(answer, "write_multiple"));
         assert_false(agreed.write_multiple);
         assert_true(same_iommu(&agreed.iommu, &none));
-        free(answer);
     }
 }
 
@@ -603,14 +601,13 @@ static void test_answers_can_be_read(void **state)
 
     (void)state;
     for (size_t i = 0; i < NR(texts); i++) {
-        struct agreed_caps agreed, again;
-        char *answer = answer_to(texts[i], &full, &agreed);
+        struct capabilities agreed, again;
+        const char *answer = answer_to(texts[i], &full, &agreed);
 
         assert_int_equal(parse(answer, &full, &again), 0);
         assert_int_equal(again.twin_socket, agreed.twin_socket);
         assert_int_equal(again.write_multiple, agreed.write_multiple);
         assert_true(same_iommu(&again.iommu, &agreed.iommu));
-        free(answer);
     }
 }
 
@@ -618,7 +615,7 @@ static void test_answers_can_be_read(void **state)
 
 struct exchange {
     struct stream stream, twin;
-    struct agreed_caps agreed;
+    struct capabilities agreed;
     int peer;
 };
 
