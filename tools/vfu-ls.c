@@ -526,7 +526,7 @@ static void __attribute__((noreturn)) usage(FILE *out)
           "       vfu-ls [OPTION]... SOCKET read REGION OFFSET SIZE\n"
           "       vfu-ls [OPTION]... SOCKET write REGION OFFSET SIZE VALUE\n"
           "REGION is BAR0 to BAR5, ROM, CONFIG or VGA; SIZE is in bytes: 1, 2, 4 or 8, or up to\n"
-          "4096 to read.\n"
+          "4096 to read. Each run attaches and detaches; most devices are reset when it ends.\n"
           "  --plain       do not propose the IOMMU extension\n"
           "  --timeout MS  how long to wait for each reply; 5000 unless given\n"
           "  --help        this text\n",

@@ -133,6 +133,11 @@ static void attach(struct driver *d, const vfuc_options_t *options)
     }
 }
 
+static void enable(struct driver *d)
+{
+    driver_config_write(d, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+}
+
 void driver_attach(struct driver *d)
 {
     const vfuc_options_t options = { .timeout_ms = (uint32_t)d->timeout_ms };
@@ -145,7 +150,7 @@ void driver_attach(struct driver *d)
         driver_fail(d, "cannot attach to %s: %s", d->socket_path, strerror(errno));
         return;
     }
-    driver_config_write(d, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    enable(d);
 }
 
 void driver_detach(struct driver *d)
@@ -167,6 +172,7 @@ void driver_reset(struct driver *d)
 {
     if (driver_ok(d)) {
         check(d, "DEVICE_RESET", vfuc_reset(d->client));
+        enable(d);
     }
 }
 

@@ -82,6 +82,7 @@ void driver_finish_dma(struct driver *d);
 /* Both. */
 void driver_dma(struct driver *d, uint64_t src, uint64_t dst, size_t len, bool to_ram);
 
+/* Resets the device, and lets it be bus master again. */
 void driver_reset(struct driver *d);
 
 #endif /* DRIVER_H */

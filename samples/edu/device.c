@@ -15,6 +15,7 @@
 #define CLASS_BASE 0x00
 #define CLASS_SUB 0xff
 #define INTERRUPT 0
+#define LINK_2_5GT_X1 0x11
 
 /*
  * Logging
@@ -186,10 +187,8 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 {
     struct server *server = vfu_get_private(ctx);
 
-    /* The library has had the DMA end before, by the quiesce callback. The rest is kept. */
-    if (type == VFU_RESET_LOST_CONN) {
-        return 0;
-    }
+    /* A lost client is a reset like any other: the next client must not see this one's data. */
+    (void)type;
     vfu_log(ctx, LOG_INFO, "reset");
     worker_drain(&server->factorial_worker);
     /* With an IOMMU nothing has quiesced us: what waited has been cancelled, the rest is short. */
@@ -227,6 +226,26 @@ static int add_msi(struct server *server)
     return 0;
 }
 
+/* Guests look for ATS, PRI and PASID in PCI Express functions only (PCIe 7.5.3, 7.8.9, 10.5). */
+static int add_express(struct server *server)
+{
+    const struct pmcap pm = { .hdr.id = PCI_CAP_ID_PM, .pc.vs = 3, .pmcs.nsfrst = 1 };
+    const struct pxcap express = {
+        .hdr.id = PCI_CAP_ID_EXP,
+        .pxcaps.ver = 2,
+        .pxdcap = { .rer = 1, .flrc = 1 },
+        .pxlcap.stuff = LINK_2_5GT_X1,
+        .pxls.stuff = LINK_2_5GT_X1,
+        /* A PASID travels in an end-to-end TLP prefix (PCIe 6.20). */
+        .pxdcap2 = { .eetps = 1, .meetp = 1 },
+    };
+
+    if (vfu_pci_add_capability(server->ctx, 0, 0, (void *)&pm) < 0) {
+        return -1;
+    }
+    return vfu_pci_add_capability(server->ctx, 0, 0, (void *)&express) < 0 ? -1 : 0;
+}
+
 static bool has_iommu(const struct server_options *options)
 {
     return options->pasid_bits > 0 || options->ats || options->pri;
@@ -243,6 +262,9 @@ static int setup_pci(struct server *server, const struct server_options *options
     vfu_pci_set_id(ctx, EDU_VENDOR_ID, EDU_DEVICE_ID, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID);
     vfu_pci_set_class(ctx, CLASS_BASE, CLASS_SUB, 0);
     vfu_pci_get_config_space(ctx)->hdr.rid = EDU_REVISION;
+    if (has_iommu(options) && add_express(server) != 0) {
+        return -1;
+    }
     return add_msi(server);
 }
 

@@ -112,15 +112,14 @@ void card_pulse(struct card *card)
     }
 }
 
-/* The client's connection may end, and its lines stay as they are: a card has no idea of it. */
+/* When a client is lost, too: the next client meets the card as after a reset. */
 static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 {
     struct card *card = vfu_get_private(ctx);
 
-    if (type != VFU_RESET_LOST_CONN) {
-        gpio_reset(&card->gpio);
-        vfu_log(ctx, LOG_INFO, "reset: all lines are inputs");
-    }
+    (void)type;
+    gpio_reset(&card->gpio);
+    vfu_log(ctx, LOG_INFO, "reset: all lines are inputs");
     return 0;
 }
 

@@ -16,12 +16,6 @@ from vfiouser.victim import SCENARIOS
 from vfiouser.wire import CONFIG, Cmd
 
 
-def test_state_of_the_device_is_kept(server, edu):
-    edu.write(hw.REG_LIVENESS, 0x1234)
-    edu.client.close()
-    assert Edu(server.client()).read(hw.REG_LIVENESS) == ~0x1234 & 0xFFFFFFFF
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
 def test_killed(server, scenario, steps):

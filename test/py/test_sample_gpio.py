@@ -174,9 +174,12 @@ def test_a_reset_waits_for_the_end_of_the_pulse(gpio):
 @pytest.mark.server_args("--pulse", "3600000", "--verbose")
 def test_a_client_that_leaves_is_followed_by_the_next(gpio):
     gpio.write(DIRECTION, 0x80)
+    assert gpio.server.read_line() == "7=0"
+    gpio.write(IRQ_ENABLE, 0x40)
     gpio.client.close()
+    assert gpio.server.read_line() == "7=z", "nobody drives the line any more"
     gpio.client = gpio.server.client()
-    assert gpio.read(DIRECTION) == 0x80, "the card keeps its state"
+    assert [gpio.read(reg) for reg in (DIRECTION, IRQ_ENABLE)] == [0, 0]
     assert "the client is gone" in gpio.server.stderr()
 
 

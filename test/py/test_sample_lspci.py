@@ -8,11 +8,8 @@ import subprocess
 import pytest
 
 from conftest import sample
+from vfiouser.config_space import EXTENDED, STANDARD, u16, u32, walk_extended, walk_standard
 from vfiouser.server import START_TIMEOUT
-
-STANDARD = {"PM": 0x01, "MSI": 0x05, "VNDR": 0x09, "EXP": 0x10, "MSIX": 0x11}
-EXTENDED = {"DSN": 0x03, "VNDR": 0x0B, "ATS": 0x0F, "PRI": 0x13, "PASID": 0x1B}
-
 
 def run(*command, **kwargs):
     result = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT,
@@ -39,35 +36,6 @@ def config(dump):
         data += bytes.fromhex(octets)
     assert len(data) == 4096 and lines[257:] == [""]
     return bytes(data)
-
-
-def u16(config, pos):
-    return int.from_bytes(config[pos:pos + 2], "little")
-
-
-def u32(config, pos):
-    return int.from_bytes(config[pos:pos + 4], "little")
-
-
-def walk_standard(config):
-    found, pos = {}, config[0x34]
-    while pos:
-        assert 0x40 <= pos < 0x100 and pos % 4 == 0
-        assert config[pos] not in found
-        found[config[pos]] = pos
-        pos = config[pos + 1]
-    return found
-
-
-def walk_extended(config):
-    found, pos = {}, 0x100
-    while pos:
-        assert 0x100 <= pos < 0x1000 and pos % 4 == 0
-        head = u32(config, pos)
-        assert head & 0xFFFF not in found and head >> 16 & 0xF == 1
-        found[head & 0xFFFF] = pos
-        pos = head >> 20
-    return found
 
 
 def test_header(config):
