@@ -640,7 +640,9 @@ typedef struct {
     int version;
 
     /*
-     * Takes one step to @state; the library walks the steps of a longer way.
+     * Takes one step to @state; the library walks the steps of a longer way. A stopped device that
+     * is reset, and one whose client has gone, goes to VFU_MIGR_STATE_RUNNING at once: the call
+     * follows that of the reset callback.
      * Returns 0, or -1 with the errno for the client: the device stays in the last state reached.
      */
     int (*transition)(vfu_ctx_t *vfu_ctx, vfu_migr_state_t state);

@@ -82,11 +82,6 @@ static int dispatch_allowed(struct vfu_ctx *ctx, struct request *req)
                 req->hdr.msg_id);
         return -EINVAL;
     }
-    if (migration_stopped(ctx) && !(command_traits(req->hdr.cmd) & CMD_STOPPED)) {
-        log_err(&ctx->log, "%s id %u: not while migration has stopped the device",
-                command_name(req->hdr.cmd), req->hdr.msg_id);
-        return -EINVAL;
-    }
     if (needs_quiesce(ctx, req)) {
         r = quiesce_for_request(ctx, req);
         if (r != 0) {

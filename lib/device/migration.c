@@ -3,6 +3,7 @@
 #include "device/migration.h"
 
 #include "device/ctx.h"
+#include "iommu/iommu.h"
 #include "util/range.h"
 
 #include <errno.h>
@@ -100,14 +101,16 @@ static bool in_state(const struct vfu_ctx *ctx, uint32_t state)
     return ctx->migration != NULL && ctx->migration->state == state;
 }
 
+/* The device must not do DMA or raise interrupts. */
+static bool is_stopped(uint32_t state)
+{
+    return state == VFIO_USER_DEVICE_STATE_STOP || state == VFIO_USER_DEVICE_STATE_STOP_COPY ||
+           state == VFIO_USER_DEVICE_STATE_RESUMING;
+}
+
 bool migration_stop_and_copy(const struct vfu_ctx *ctx)
 {
     return in_state(ctx, VFIO_USER_DEVICE_STATE_STOP_COPY);
-}
-
-bool migration_stopped(const struct vfu_ctx *ctx)
-{
-    return in_state(ctx, VFIO_USER_DEVICE_STATE_STOP) || migration_stop_and_copy(ctx);
 }
 
 uint32_t migration_state(const struct vfu_ctx *ctx)
@@ -115,10 +118,36 @@ uint32_t migration_state(const struct vfu_ctx *ctx)
     return ctx->migration->state;
 }
 
+/*
+ * Has the device take one step. The translation cache is emptied on either side of a stop (rule
+ * RST-3 of the IOMMU extension): nothing is pending while the device is stopped, and a device that
+ * resumes asks for every translation again.
+ */
+static int hop(struct vfu_ctx *ctx, uint32_t next)
+{
+    struct migration *migration = ctx->migration;
+    int err;
+
+    if (is_stopped(migration->state) != is_stopped(next)) {
+        iommu_forget(ctx);
+    }
+    errno = 0;
+    if (migration->callbacks.transition(ctx, (vfu_migr_state_t)device_state[next]) != 0) {
+        err = errno != 0 ? errno : EIO;
+        log_err(&ctx->log, "migration: the device failed to go from state %u to %u: %s",
+                migration->state, next, strerror(err));
+        return -err;
+    }
+    log_debug(&ctx->log, "migration: state %u -> %u", migration->state, next);
+    migration->state = next;
+    return 0;
+}
+
 /* A failing hop ends the walk in the state that was reached. */
 int migration_set_state(struct vfu_ctx *ctx, uint32_t target)
 {
     struct migration *migration = ctx->migration;
+    int err = 0;
 
     if (target >= VFIO_USER_DEVICE_NUM_STATES || device_state[target] < 0 ||
         next_hop[migration->state][target] == VFIO_USER_DEVICE_STATE_ERROR) {
@@ -126,21 +155,28 @@ int migration_set_state(struct vfu_ctx *ctx, uint32_t target)
                 target);
         return -EINVAL;
     }
-    while (migration->state != target) {
-        uint32_t next = next_hop[migration->state][target];
-
-        errno = 0;
-        if (migration->callbacks.transition(ctx, (vfu_migr_state_t)device_state[next]) != 0) {
-            int err = errno != 0 ? errno : EIO;
-
-            log_err(&ctx->log, "migration: the device failed to go from state %u to %u: %s",
-                    migration->state, next, strerror(err));
-            return -err;
-        }
-        log_debug(&ctx->log, "migration: state %u -> %u", migration->state, next);
-        migration->state = next;
+    while (err == 0 && migration->state != target) {
+        err = hop(ctx, next_hop[migration->state][target]);
     }
-    return 0;
+    return err;
+}
+
+int migration_reset(struct vfu_ctx *ctx)
+{
+    if (ctx->migration == NULL || !is_stopped(ctx->migration->state)) {
+        return 0;
+    }
+    return hop(ctx, VFIO_USER_DEVICE_STATE_RUNNING);
+}
+
+void migration_disconnected(struct vfu_ctx *ctx)
+{
+    if (ctx->migration == NULL || in_state(ctx, VFIO_USER_DEVICE_STATE_RUNNING)) {
+        return;
+    }
+    if (hop(ctx, VFIO_USER_DEVICE_STATE_RUNNING) < 0) {
+        ctx->migration->state = VFIO_USER_DEVICE_STATE_RUNNING;
+    }
 }
 
 /* Both data commands: enabled, in a state that has data to move, sizes within what was agreed. */

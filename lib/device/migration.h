@@ -13,14 +13,22 @@ struct vfu_ctx;
 int migration_setup(struct vfu_ctx *ctx, const vfu_migration_callbacks_t *callbacks);
 void migration_destroy(struct vfu_ctx *ctx);
 
-/* In STOP or STOP_COPY: only few commands are served. False without migration. */
-bool migration_stopped(const struct vfu_ctx *ctx);
-/* In STOP_COPY: regions are out of reach too. */
+/* In STOP_COPY: regions are out of reach. False without migration. */
 bool migration_stop_and_copy(const struct vfu_ctx *ctx);
 
 /* The current state (enum vfio_user_device_mig_state), and the walk to another: 0 or -errno. */
 uint32_t migration_state(const struct vfu_ctx *ctx);
 int migration_set_state(struct vfu_ctx *ctx, uint32_t target);
+
+/*
+ * After a reset of the device: a stopped one is RUNNING again (<linux/vfio.h>, enum
+ * vfio_device_mig_state), without the steps between. PRE_COPY, in which the device runs, stays.
+ * Returns 0 or the device's errno.
+ */
+int migration_reset(struct vfu_ctx *ctx);
+
+/* After the loss of the client: the next one finds the device RUNNING. */
+void migration_disconnected(struct vfu_ctx *ctx);
 
 int migration_command_read(struct vfu_ctx *ctx, struct request *req);
 int migration_command_write(struct vfu_ctx *ctx, struct request *req);

@@ -3,6 +3,7 @@
 
 #include "device/ctx.h"
 #include "device/dma_command.h"
+#include "device/migration.h"
 #include "iommu/iommu.h"
 
 #include <errno.h>
@@ -24,19 +25,27 @@ static int call_device(struct vfu_ctx *ctx, vfu_reset_type_t type, const char *w
     return -err;
 }
 
+/* The device is reset before it resumes, so that it never runs on with its old state. */
+static int reset_device(struct vfu_ctx *ctx, vfu_reset_type_t type, const char *what)
+{
+    int err = call_device(ctx, type, what);
+
+    return err < 0 ? err : migration_reset(ctx);
+}
+
 int reset_command(struct vfu_ctx *ctx, struct request *req)
 {
     (void)req;
     iommu_reset(ctx);
     msix_reset(ctx);
-    return call_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
+    return reset_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
 }
 
 int reset_function(struct vfu_ctx *ctx)
 {
     iommu_reset(ctx);
     msix_reset(ctx);
-    return call_device(ctx, VFU_RESET_PCI_FLR, "function level reset");
+    return reset_device(ctx, VFU_RESET_PCI_FLR, "function level reset");
 }
 
 void device_connection_lost(struct vfu_ctx *ctx)
@@ -44,6 +53,7 @@ void device_connection_lost(struct vfu_ctx *ctx)
     iommu_disconnected(ctx);
     dma_command_forget_all(ctx);
     call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
+    migration_disconnected(ctx);
     irqs_close_all(&ctx->irqs);
     msix_reset(ctx);
     session_close(&ctx->session);

@@ -344,6 +344,16 @@ void iommu_disconnected(struct vfu_ctx *ctx)
     atomic_fetch_or(&iommu->pri_events, 1u << PCI_PRI_STOPPED);
 }
 
+void iommu_forget(struct vfu_ctx *ctx)
+{
+    if (ctx->iommu == NULL) {
+        return;
+    }
+    empty_atc(ctx, false);
+    translate_cancel(ctx, SCOPE_ALL, -ECANCELED);
+    page_request_cancel(ctx, SCOPE_ALL, false, -ECANCELED);
+}
+
 void iommu_reset(struct vfu_ctx *ctx)
 {
     if (ctx->iommu == NULL) {

@@ -31,6 +31,12 @@ void iommu_disconnected(struct vfu_ctx *ctx);
 /* A function reset: the registers are back at their defaults, and nothing is pending. */
 void iommu_reset(struct vfu_ctx *ctx);
 
+/*
+ * The device stops for migration, or resumes: the cache is emptied, and pending requests end with
+ * ECANCELED. Pages that were requested stay outstanding until their response. Control thread.
+ */
+void iommu_forget(struct vfu_ctx *ctx);
+
 /* The guest has written one of the three capabilities. Control thread. */
 void iommu_registers_changed(struct vfu_ctx *ctx);
 

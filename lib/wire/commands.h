@@ -27,13 +27,12 @@ enum command_from {
 
 enum command_trait {
     CMD_ARGSZ = 1 << 0, /* begins with argsz, which must be at least the fixed part */
-    CMD_STOPPED = 1 << 1, /* served while migration has stopped the device */
-    CMD_QUIESCE = 1 << 2, /* the device is quiesced around it */
-    CMD_PREFIX = 1 << 3, /* may carry VFIO_USER_F_PASID */
-    CMD_TRANSLATED = 1 << 4, /* may carry VFIO_USER_F_TRANSLATED */
-    CMD_ATS = 1 << 5, /* exists only when ATS was negotiated */
-    CMD_PRI = 1 << 6, /* exists only when PRI was negotiated */
-    CMD_ANYTIME = 1 << 7, /* does not wait while another command has the device quiesce */
+    CMD_QUIESCE = 1 << 1, /* the device is quiesced around it */
+    CMD_PREFIX = 1 << 2, /* may carry VFIO_USER_F_PASID */
+    CMD_TRANSLATED = 1 << 3, /* may carry VFIO_USER_F_TRANSLATED */
+    CMD_ATS = 1 << 4, /* exists only when ATS was negotiated */
+    CMD_PRI = 1 << 5, /* exists only when PRI was negotiated */
+    CMD_ANYTIME = 1 << 6, /* does not wait while another command has the device quiesce */
 };
 
 struct command_rule {

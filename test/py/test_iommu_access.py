@@ -712,6 +712,59 @@ def test_CFG_6_reset_forgets_what_is_outstanding(iommu_on):
     assert iommu_on.slots[0].wait().error == errno.ECANCELED
 
 
+def set_state(probe, state):
+    probe.client.feature(wire.FEATURE_SET | wire.FEAT_MIG_STATE,
+                         wire.FEATURE_MIG_STATE.pack(device_state=state))
+
+
+MIGRATES = pytest.mark.probe_args("--pasid", "20", "--ats", "--pri", "--migration")
+STOP, RUNNING, STOP_COPY, RESUMING = 1, 2, 3, 4
+
+
+@MIGRATES
+@pytest.mark.parametrize("state", [STOP, STOP_COPY, RESUMING])
+def test_INV_4_while_stopped(iommu_on, state):
+    """What the guest takes back while the device is stopped is not used after it resumes."""
+    backed(iommu_on, 1, 4)
+    iommu_on.slots[0].read(IOVA, pasid=1)
+    set_state(iommu_on, state)
+    backed(iommu_on, 1, 7)
+    assert iommu_on.client.wait(iommu_on.iommu.send_invalidate(1, IOVA, PAGE)).error == 0
+    set_state(iommu_on, RUNNING)
+    assert iommu_on.slots[0].write(IOVA, b"resumed", pasid=1) == 0
+    assert iommu_on.iommu.memory.read(7 * PAGE, 7) == b"resumed"
+    assert iommu_on.iommu.memory.read(4 * PAGE, 8) == bytes([4] * 8)
+
+
+@MIGRATES
+@pytest.mark.parametrize("state", [STOP, STOP_COPY, RESUMING])
+def test_RST_3_the_cache_is_empty_on_resume(iommu_on, state):
+    """Even what the device has looked up while it was stopped, which it should not."""
+    backed(iommu_on, 1, 4)
+    iommu_on.slots[0].read(IOVA, pasid=1)
+    set_state(iommu_on, STOP)
+    assert iommu_on.stats().entries == 0
+    iommu_on.slots[0].read(IOVA, pasid=1)
+    assert iommu_on.stats().entries == 1
+    set_state(iommu_on, state)
+    set_state(iommu_on, RUNNING)
+    assert iommu_on.stats().entries == 0
+
+
+@MIGRATES
+def test_RST_3_nothing_is_pending_while_stopped(iommu_on):
+    translations = hold_commands(iommu_on, Cmd.ATS_TRANSLATE)
+    iommu_on.slots[0].start(RESOLVE, IOVA, 8, pasid=2)
+    until(iommu_on, lambda: translations)
+    iommu_on.client.handlers[Cmd.ATS_TRANSLATE] = iommu_on.iommu.translate
+    pages = hold_commands(iommu_on, Cmd.PAGE_REQUEST)
+    iommu_on.slots[1].start(RESOLVE, IOVA, 8, pasid=3)
+    until(iommu_on, lambda: pages)
+    set_state(iommu_on, STOP)
+    assert iommu_on.slots[0].wait().error == errno.ECANCELED
+    assert iommu_on.slots[1].wait().error == errno.ECANCELED
+
+
 @pytest.mark.probe_args("--pasid", "20", "--ats", "--migration")
 def test_RST_4_dirty_pages_are_those_of_guest_memory(probe):
     probe.iommu.register_memory()

@@ -376,9 +376,6 @@ static void test_traits(void **state)
         assert_int_equal((traits & moving) != 0, cmd == VFIO_USER_DMA_MAP ||
                          cmd == VFIO_USER_DMA_UNMAP || cmd == VFIO_USER_DEVICE_RESET);
         assert_int_equal((traits & CMD_ANYTIME) != 0, cmd == VFIO_USER_ATS_INVALIDATE);
-        assert_int_equal((traits & CMD_STOPPED) != 0, cmd == VFIO_USER_REGION_READ ||
-                         cmd == VFIO_USER_REGION_WRITE || cmd == VFIO_USER_DEVICE_FEATURE ||
-                         cmd == VFIO_USER_MIG_DATA_READ);
     }
     assert_int_equal(command_rule(VFIO_USER_DMA_MAP)->max_fds, 1);
     assert_int_equal(command_rule(VFIO_USER_DMA_UNMAP)->max_fds, 0);
