@@ -166,6 +166,13 @@ void *vfu_get_private(vfu_ctx_t *vfu_ctx);
 
 /*
  * Logging
+ *
+ * Without a vfu_setup_log() a context is silent, unless the environment has VFU_LOG=debug, info,
+ * notice, warn or err: then lines of that level and above go to standard error, each behind the
+ * program and the socket that it serves.
+ *
+ * Of lines of one kind, from one place in the library or one call of vfu_log(), a context prints
+ * ten in five seconds; a line says how many more there were. LOG_DEBUG is not limited.
  */
 
 /*
@@ -177,8 +184,8 @@ void *vfu_get_private(vfu_ctx_t *vfu_ctx);
 typedef void(vfu_log_fn_t)(vfu_ctx_t *vfu_ctx, int level, const char *msg);
 
 /*
- * Logs a line through the log function, unless there is none or @level is above the configured one.
- * Keeps errno.
+ * Logs a line through the log function, unless there is none or @level is above the configured one
+ * or the rate limit for this call is reached. Keeps errno.
  *
  * @level: syslog(3) level.
  * @fmt: as printf(3), without newline. NULL logs nothing. Text beyond 8191 bytes is cut off.
@@ -189,7 +196,7 @@ void vfu_log(vfu_ctx_t *vfu_ctx, int level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
 /*
- * Sets the log function and the level.
+ * Sets the log function and the level, whatever VFU_LOG says.
  *
  * @log: called for each line; NULL silences.
  * @level: syslog(3) level; lines above it are dropped.

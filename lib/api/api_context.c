@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "api/api.h"
+#include "api/api_log.h"
 #include "device/command.h"
 #include "device/connect.h"
 #include "device/dma_command.h"
@@ -72,13 +73,16 @@ vfu_ctx_t *vfu_create_ctx(vfu_trans_t trans, const char *path, int flags, void *
     if (ctx == NULL) {
         return api_null(-ENOMEM);
     }
-    ctx->log = (struct logger){ .ctx = ctx, .level = LOG_ERR };
     ctx->pvt = pvt;
     ctx->nonblocking = (flags & LIBVFIO_USER_FLAG_ATTACH_NB) != 0;
     ctx->tran.ops = transports[trans];
     ctx->dma_timeout_ms = DMA_TIMEOUT_MS;
-    err = set_up(ctx, path);
+    err = api_log_init(ctx);
+    if (err == 0) {
+        err = set_up(ctx, path);
+    }
     if (err < 0) {
+        api_log_destroy(ctx);
         free(ctx);
         return api_null(err);
     }
@@ -127,6 +131,7 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     migration_destroy(vfu_ctx);
     regions_destroy(vfu_ctx);
     free(vfu_ctx->scratch);
+    api_log_destroy(vfu_ctx);
     free(vfu_ctx);
 }
 
@@ -180,23 +185,4 @@ int vfu_device_quiesced(vfu_ctx_t *vfu_ctx, int quiesce_errno)
 void *vfu_get_private(vfu_ctx_t *vfu_ctx)
 {
     return vfu_ctx->pvt;
-}
-
-void vfu_log(vfu_ctx_t *vfu_ctx, int level, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    log_vline(&vfu_ctx->log, level, fmt, ap);
-    va_end(ap);
-}
-
-int vfu_setup_log(vfu_ctx_t *vfu_ctx, vfu_log_fn_t *log, int level)
-{
-    if (level < LOG_EMERG || level > LOG_DEBUG) {
-        return api_result(-EINVAL);
-    }
-    vfu_ctx->log.fn = log;
-    vfu_ctx->log.level = level;
-    return 0;
 }

@@ -25,6 +25,8 @@ static int get_info(struct vfu_ctx *ctx, struct request *req)
         .num_regions = VFU_PCI_DEV_NUM_REGIONS,
         .num_irqs = VFU_DEV_NUM_IRQS,
     };
+    log_debug(&ctx->log, "devinfo flags 0x%x, num_regions %u, num_irqs %u", info->flags,
+              info->num_regions, info->num_irqs);
     request_reply_with(req, info, sizeof(*info));
     return 0;
 }

@@ -236,8 +236,10 @@ static int check(struct session *s, struct request *req)
 /* True when the request came as far as dispatch. */
 static bool serve(struct session *s, struct request *req)
 {
-    int err = check(s, req);
+    int err;
 
+    log_limit_report(s->log, false);
+    err = check(s, req);
     if (err < 0) {
         request_finish(req, err);
         return false;
@@ -306,7 +308,7 @@ static int sleep_readable(struct session *s)
         { .fd = s->main.stream.rx_fd, .events = POLLIN },
         { .fd = s->control_wake, .events = POLLIN },
     };
-    uint64_t deadline = s->txns.next_deadline, count;
+    uint64_t deadline = session_deadline(s), count;
     int n, err;
 
     s->sleeping = true;
@@ -431,6 +433,7 @@ int session_run(struct session *s, enum session_run_mode mode)
     int served = 0, r;
     bool handled = false, held_read = false;
 
+    log_limit_report(s->log, false);
     pthread_mutex_lock(&s->lock);
     s->running = true;
     s->control = pthread_self();

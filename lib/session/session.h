@@ -127,7 +127,10 @@ void session_release(struct session *s, struct request *first);
 void session_wait(struct session *s, bool (*finished)(void *arg), void *arg);
 void session_wake(struct session *s);
 
-/* Until the first deadline of an asynchronous transaction, for poll(): -1 for none. */
+/*
+ * How long poll() may wait for input: until the first deadline of an asynchronous transaction, or
+ * until the log has something to say. -1 for ever.
+ */
 int session_timeout_ms(struct session *s);
 
 /* Any thread. */
@@ -139,6 +142,8 @@ int session_error(struct session *s);
 
 /* For the other files of this room. */
 
+/* When session_run() has something to do though nothing arrives. Lock held. */
+uint64_t session_deadline(const struct session *s);
 /* Marks the connection unusable. Any thread, lock not held. */
 void session_break(struct session *s, int err);
 /* Accounts for a request that parks (n is 1) or no longer does (-1). Lock held. */

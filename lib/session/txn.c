@@ -461,12 +461,19 @@ void session_wake(struct session *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+uint64_t session_deadline(const struct session *s)
+{
+    uint64_t log = log_limit_deadline(s->log);
+
+    return log < s->txns.next_deadline ? log : s->txns.next_deadline;
+}
+
 int session_timeout_ms(struct session *s)
 {
     uint64_t deadline;
 
     pthread_mutex_lock(&s->lock);
-    deadline = s->txns.next_deadline;
+    deadline = session_deadline(s);
     pthread_mutex_unlock(&s->lock);
     return deadline_poll_ms(deadline);
 }

@@ -79,9 +79,37 @@ def translation(shop):
     assert results == [errno.ETIMEDOUT]
 
 
+def flood(shop):
+    """The lines that the rate limit left out are counted when its window is over."""
+    device = shop.device()
+    lines = []
+    device.setup_log(lambda _level, text: lines.append(text.decode()), 3)
+    client = shop.attach(device)
+
+    def refused():
+        client.error_of(Cmd.DEVICE_GET_IRQ_INFO, wire.IRQ_INFO.pack(argsz=16, index=77))
+
+    def count(nr):
+        return f"{nr} more lines left out in "
+
+    for _ in range(30):
+        refused()
+    assert len(lines) == 10 and device.lib.vfu_next_timeout(device.ctx) > 0
+    CLOCK.preload_pass(6)
+    assert device.lib.vfu_next_timeout(device.ctx) == 0
+    device.run()
+    assert lines[10].startswith(count(20)) and device.lib.vfu_next_timeout(device.ctx) == -1
+    for _ in range(15):
+        refused()
+    assert len(lines) == 21
+    CLOCK.preload_pass(6)
+    refused()
+    assert lines[21].startswith(count(5)) and len(lines) == 23
+
+
 def main():
     lib = Library(sys.argv[1])
-    for scenario in (attach, message, translation):
+    for scenario in (attach, message, translation, flood):
         shop = Workshop(lib)
         scenario(shop)
         shop.close()
