@@ -62,6 +62,13 @@ static int map_mode(const struct vfio_user_dma_map *map, int fd, enum dma_mode *
     return 0;
 }
 
+static void log_map(struct vfu_ctx *ctx, const struct vfio_user_dma_map *map)
+{
+    log_debug(&ctx->log, "adding DMA region [%#llx, %#llx) offset=%#llx flags=%#x",
+              (unsigned long long)map->addr, (unsigned long long)(map->addr + map->size),
+              (unsigned long long)map->offset, map->flags);
+}
+
 int dma_command_map(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_dma_map map;
@@ -70,10 +77,11 @@ int dma_command_map(struct vfu_ctx *ctx, struct request *req)
     struct dma_entry *entry;
     int err;
 
+    memcpy(&map, req->payload, sizeof(map));
     if (ctx->dma == NULL) {
+        log_map(ctx, &map);
         return 0;
     }
-    memcpy(&map, req->payload, sizeof(map));
     mapping.fd = req->nr_fds > 0 ? req->fds[0] : -1;
     mapping.offset = map.offset;
     mapping.prot = (map.flags & VFIO_USER_F_DMA_REGION_READ ? PROT_READ : 0) |
@@ -103,6 +111,7 @@ int dma_command_map(struct vfu_ctx *ctx, struct request *req)
                 strerror(-err));
         return err;
     }
+    log_map(ctx, &map);
     if (ctx->dma_register != NULL) {
         ctx->dma_register(ctx, dma_region_info(entry));
     }
@@ -243,6 +252,13 @@ static struct unmap *new_unmap(struct request *req, const struct vfio_user_dma_u
     return unmap;
 }
 
+static void log_unmap(struct vfu_ctx *ctx, const struct vfio_user_dma_unmap *unmap, int count)
+{
+    log_debug(&ctx->log, "removing DMA region [%#llx, %#llx) flags=%#x: %d removed",
+              (unsigned long long)unmap->addr, (unsigned long long)(unmap->addr + unmap->size),
+              unmap->flags, count);
+}
+
 int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_dma_unmap in;
@@ -256,8 +272,12 @@ int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
         memcpy(&bitmap, req->payload + sizeof(in), sizeof(bitmap));
     }
     err = check_unmap(ctx, req, &in, &bitmap);
-    if (err < 0 || ctx->dma == NULL) {
+    if (err < 0) {
         return err;
+    }
+    if (ctx->dma == NULL) {
+        log_unmap(ctx, &in, 0);
+        return 0;
     }
     err = find_space(ctx, req, false, &space);
     if (err < 0 && in.flags != VFIO_DMA_UNMAP_FLAG_ALL) {
@@ -277,6 +297,7 @@ int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
             return REQUEST_DEFERRED;
         }
     }
+    log_unmap(ctx, &in, err > 0 ? err : 0);
     if (dma_drain_arm(&unmap->drain)) {
         unmap_drained(&unmap->drain);
     }

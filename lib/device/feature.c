@@ -180,6 +180,7 @@ int feature_command(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_device_feature head;
     uint32_t feature, ops, allowed = 0;
+    int err;
 
     memcpy(&head, req->payload, sizeof(head));
     feature = head.flags & VFIO_DEVICE_FEATURE_MASK;
@@ -196,9 +197,12 @@ int feature_command(struct vfu_ctx *ctx, struct request *req)
     if (ops != GET && head.argsz < req->len) {
         return too_short(ctx, req, "the request");
     }
-    if (ops & PROBE) {
-        return echo(ctx, req);
+    err = (ops & PROBE) ? echo(ctx, req)
+                        : features[feature].fn(ctx, req, &head, req->payload + sizeof(head),
+                                               req->len - sizeof(head));
+    if (err == 0) {
+        log_debug(&ctx->log, "device feature %u: %s%s%s", feature, ops & PROBE ? "probe " : "",
+                  ops & GET ? "get" : "", ops & SET ? "set" : "");
     }
-    return features[feature].fn(ctx, req, &head, req->payload + sizeof(head),
-                                req->len - sizeof(head));
+    return err;
 }

@@ -100,6 +100,8 @@ int region_command_io_fds(struct vfu_ctx *ctx, struct request *req)
         .index = in.index,
         .count = count,
     };
+    log_debug(&ctx->log, "region_io_fds[%u] count %u argsz %u", out->index, out->count,
+              out->argsz);
     if (in.argsz < full || full > WIRE_MAX_DATA_XFER) {
         request_reply_with(req, out, sizeof(*out));
         return 0;

@@ -21,6 +21,8 @@ int irq_command_info(struct vfu_ctx *ctx, struct request *req)
         .index = in.index,
         .count = ctx->irqs.counts[in.index],
     };
+    log_debug(&ctx->log, "irq_info[%u] flags %#x count %u argsz %u", info->index, info->flags,
+              info->count, info->argsz);
     request_reply_with(req, info, sizeof(*info));
     return 0;
 }
@@ -35,8 +37,28 @@ static void tell_device(struct vfu_ctx *ctx, const struct vfio_irq_set *set)
     }
 }
 
+static void log_set(struct vfu_ctx *ctx, const struct vfio_irq_set *set, size_t nr_fds)
+{
+    static const char *const types[VFU_DEV_NUM_IRQS] = {
+        [VFU_DEV_INTX_IRQ] = "INTx", [VFU_DEV_MSI_IRQ] = "MSI", [VFU_DEV_MSIX_IRQ] = "MSI-X",
+        [VFU_DEV_ERR_IRQ] = "ERR",   [VFU_DEV_REQ_IRQ] = "REQ",
+    };
+    bool all = set->count == 0;
+    bool eventfds = (set->flags & VFIO_IRQ_SET_DATA_EVENTFD) != 0 &&
+                    (set->flags & VFIO_IRQ_SET_ACTION_TRIGGER) != 0;
+    const char *action = all || (eventfds && nr_fds == 0)             ? "disabled"
+                         : eventfds                                   ? "set, an eventfd for each"
+                         : set->flags & VFIO_IRQ_SET_ACTION_MASK      ? "masked"
+                         : set->flags & VFIO_IRQ_SET_ACTION_UNMASK    ? "unmasked"
+                                                                      : "triggered by the client";
+
+    log_debug(&ctx->log, "IRQ type %s range [%u, %u) %s, flags %#x", types[set->index], set->start,
+              all ? ctx->irqs.counts[set->index] : set->start + set->count, action, set->flags);
+}
+
 int irq_command_set(struct vfu_ctx *ctx, struct request *req)
 {
+    size_t nr_fds = req->nr_fds;
     struct vfio_irq_set set;
     int err;
 
@@ -47,5 +69,8 @@ int irq_command_set(struct vfu_ctx *ctx, struct request *req)
     }
     err = irqs_apply(&ctx->irqs, &set, req->payload + sizeof(set), req->fds, req->nr_fds);
     tell_device(ctx, &set);
+    if (err == 0) {
+        log_set(ctx, &set, nr_fds);
+    }
     return err;
 }

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/param.h>
 
 struct migration {
     vfu_migration_callbacks_t callbacks;
@@ -185,17 +186,35 @@ static int check_data(struct vfu_ctx *ctx, const struct request *req, bool right
 {
     memcpy(data, req->payload, sizeof(*data));
     if (!right_state) {
-        log_err(&ctx->log, "%s id %u: not in this migration state", command_name(req->hdr.cmd),
-                req->hdr.msg_id);
+        log_err(&ctx->log, "%s id %u: %s: refused", command_name(req->hdr.cmd), req->hdr.msg_id,
+                ctx->migration == NULL ? "the device has no migration"
+                                       : "not in this migration state");
         return -EINVAL;
     }
     if (data->size > ctx->agreed.max_data_xfer_size || data->size > WIRE_MAX_DATA_XFER ||
         data->argsz < sizeof(*data) + (uint64_t)data->size) {
-        log_err(&ctx->log, "%s id %u: size %u, argsz %u", command_name(req->hdr.cmd),
-                req->hdr.msg_id, data->size, data->argsz);
+        log_err(&ctx->log, "%s id %u: size %u is above %u or does not fit argsz %u: refused",
+                command_name(req->hdr.cmd), req->hdr.msg_id, data->size,
+                MIN(ctx->agreed.max_data_xfer_size, WIRE_MAX_DATA_XFER), data->argsz);
         return -EINVAL;
     }
     return 0;
+}
+
+/* A callback has failed, with errno, or has returned n though it was given size. */
+static int data_fault(struct vfu_ctx *ctx, const struct request *req, ssize_t n, uint32_t size)
+{
+    const char *name = command_name(req->hdr.cmd);
+    int err = errno != 0 ? errno : EIO;
+
+    if (n < 0) {
+        log_err(&ctx->log, "%s id %u: the device's callback failed: %s", name, req->hdr.msg_id,
+                strerror(err));
+        return -err;
+    }
+    log_err(&ctx->log, "%s id %u: the device's callback returned %zd for %u bytes: refused", name,
+            req->hdr.msg_id, n, size);
+    return -EINVAL;
 }
 
 int migration_command_read(struct vfu_ctx *ctx, struct request *req)
@@ -211,15 +230,12 @@ int migration_command_read(struct vfu_ctx *ctx, struct request *req)
     memset(reply, 0, sizeof(*reply) + in.size);
     errno = 0;
     n = ctx->migration->callbacks.read_data(ctx, reply->data, in.size);
-    if (n < 0) {
-        return errno != 0 ? -errno : -EIO;
-    }
-    if ((size_t)n > in.size) {
-        log_err(&ctx->log, "migration: the device gave %zd bytes where %u were asked", n, in.size);
-        return -EINVAL;
+    if (n < 0 || (size_t)n > in.size) {
+        return data_fault(ctx, req, n, in.size);
     }
     reply->size = (uint32_t)n;
     reply->argsz = (uint32_t)(sizeof(*reply) + (size_t)n);
+    log_debug(&ctx->log, "migration data: read %zd of %u bytes", n, in.size);
     request_reply_with(req, reply, sizeof(*reply) + in.size);
     return 0;
 }
@@ -240,8 +256,9 @@ int migration_command_write(struct vfu_ctx *ctx, struct request *req)
     }
     errno = 0;
     n = ctx->migration->callbacks.write_data(ctx, req->payload + sizeof(in), in.size);
-    if (n < 0) {
-        return errno != 0 ? -errno : -EIO;
+    if (n < 0 || (size_t)n != in.size) {
+        return data_fault(ctx, req, n, in.size);
     }
-    return (size_t)n == in.size ? 0 : -EINVAL;
+    log_debug(&ctx->log, "migration data: wrote %u bytes", in.size);
+    return 0;
 }

@@ -143,11 +143,34 @@ static const struct header_register *header_register(size_t offset)
     (PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INVALIDATE |           \
      PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE)
 
+static void log_command(const struct pci_config *pci, uint32_t old, uint32_t now)
+{
+    static const struct {
+        uint32_t bit;
+        const char *name, *set, *clear;
+    } bits[] = {
+        { PCI_COMMAND_IO, "I/O space", "enabled", "disabled" },
+        { PCI_COMMAND_MEMORY, "memory space", "enabled", "disabled" },
+        { PCI_COMMAND_MASTER, "bus mastering", "enabled", "disabled" },
+        { PCI_COMMAND_INVALIDATE, "memory write and invalidate", "enabled", "disabled" },
+        { PCI_COMMAND_SERR, "SERR#", "enabled", "disabled" },
+        { PCI_COMMAND_INTX_DISABLE, "INTx", "disabled", "enabled" },
+    };
+
+    for (size_t i = 0; i < sizeof(bits) / sizeof(bits[0]); i++) {
+        if ((old ^ now) & bits[i].bit) {
+            log_debug(pci->log, "%s %s", bits[i].name, now & bits[i].bit ? bits[i].set
+                                                                         : bits[i].clear);
+        }
+    }
+}
+
 /* value is the whole register as it would be, written the bits that the guest wrote. */
 static int write_command(struct pci_config *pci, uint32_t value, uint32_t written)
 {
     uint32_t unknown = written & ~(uint32_t)(COMMAND_STORED | PCI_COMMAND_VGA_PALETTE);
 
+    log_command(pci, pci->space->hdr.cmd.raw, value & COMMAND_STORED);
     pci->space->hdr.cmd.raw = (uint16_t)(value & COMMAND_STORED);
     if (unknown != 0) {
         log_err(pci->log, "pci: command register 0x%x has bits that cannot be set (0x%x)", written,
@@ -180,6 +203,7 @@ static int write_rom(struct pci_config *pci, uint32_t value)
     switch (value) {
     case 0:
         pci->space->hdr.erom = 0;
+        log_debug(pci->log, "cleared EROM");
         return 0;
     case (uint32_t)PCI_ROM_ADDRESS_MASK:
     case ~(uint32_t)PCI_ROM_ADDRESS_ENABLE:

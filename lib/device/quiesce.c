@@ -16,6 +16,18 @@ static int ask_device(struct vfu_ctx *ctx)
     return errno != 0 ? -errno : -EIO;
 }
 
+static void log_outcome(struct vfu_ctx *ctx, const struct request *req, int err)
+{
+    const char *name = command_name(req->hdr.cmd);
+
+    if (err != 0) {
+        log_err(&ctx->log, "%s id %u: the device did not quiesce: %s: refused", name,
+                req->hdr.msg_id, strerror(-err));
+    } else {
+        log_debug(&ctx->log, "%s id %u: the device has quiesced", name, req->hdr.msg_id);
+    }
+}
+
 int quiesce_for_request(struct vfu_ctx *ctx, struct request *req)
 {
     struct quiesce *q = &ctx->quiesce;
@@ -31,14 +43,17 @@ int quiesce_for_request(struct vfu_ctx *ctx, struct request *req)
     }
     err = ask_device(ctx);
     if (err != -EBUSY) {
+        log_outcome(ctx, req, err);
         return err;
     }
     detached = request_detach(req);
     if (detached == NULL) {
+        log_err(&ctx->log, "%s id %u: refused: out of memory", command_name(req->hdr.cmd),
+                req->hdr.msg_id);
         return -ENOMEM;
     }
-    log_debug(&ctx->log, "%s id %u waits for the device to quiesce", command_name(req->hdr.cmd),
-              req->hdr.msg_id);
+    log_debug(&ctx->log, "%s id %u: the device begins to quiesce, other requests wait",
+              command_name(req->hdr.cmd), detached->hdr.msg_id);
     q->pending = QUIESCE_REQUEST;
     q->request = detached;
     session_hold(&ctx->session);
@@ -64,9 +79,8 @@ static void resume_request(struct vfu_ctx *ctx, int err)
 {
     struct request *req = ctx->quiesce.request;
 
+    log_outcome(ctx, req, -err);
     if (err != 0) {
-        log_err(&ctx->log, "%s id %u: the device did not quiesce: %s", command_name(req->hdr.cmd),
-                req->hdr.msg_id, strerror(err));
         ctx->quiesce.request = NULL;
         request_finish(req, -err);
         req = NULL;

@@ -6,7 +6,9 @@
 #include "iommu/iommu.h"
 #include "util/range.h"
 
+#include <endian.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/param.h>
@@ -176,6 +178,22 @@ static ssize_t config_access(struct vfu_ctx *ctx, char *buf, size_t count, uint6
     return pci_config_access(&ctx->pci, buf, count, offset, is_write);
 }
 
+/* A register's value, or for other sizes the length. */
+static void log_access(struct vfu_ctx *ctx, uint32_t index, const char *buf, size_t count,
+                       uint64_t offset, bool is_write)
+{
+    uint64_t value = 0;
+
+    if (count != 1 && count != 2 && count != 4 && count != 8) {
+        log_debug(&ctx->log, "region%u: %s %zu bytes at %#" PRIx64, index,
+                  is_write ? "wrote" : "read", count, offset);
+        return;
+    }
+    memcpy(&value, buf, count);
+    log_debug(&ctx->log, "region%u: %s %#" PRIx64 " %s (%#" PRIx64 ":%zu)", index,
+              is_write ? "wrote" : "read", le64toh(value), is_write ? "to" : "from", offset, count);
+}
+
 ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, size_t count,
                       uint64_t offset, bool is_write)
 {
@@ -193,6 +211,8 @@ ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, 
         log_err(&ctx->log, "region %u: %s of %zu bytes at 0x%llx failed: %s", index,
                 is_write ? "write" : "read", count, (unsigned long long)offset,
                 strerror((int)-n));
+    } else if (log_prints(&ctx->log, LOG_DEBUG)) {
+        log_access(ctx, index, buf, count, offset, is_write);
     }
     return n;
 }
@@ -310,6 +330,8 @@ int region_command_write_multi(struct vfu_ctx *ctx, struct request *req)
             return (int)n;
         }
     }
+    log_debug(&ctx->log, "REGION_WRITE_MULTI id %u: %" PRIu64 " writes done", req->hdr.msg_id,
+              (uint64_t)multi.wr_cnt);
     memcpy(ctx->scratch, &multi, sizeof(multi));
     request_reply_with(req, ctx->scratch, sizeof(multi));
     return 0;
@@ -354,6 +376,8 @@ int region_command_info(struct vfu_ctx *ctx, struct request *req)
         req->reply_fds = &region->fd;
         req->nr_reply_fds = 1;
     }
+    log_debug(&ctx->log, "region_info[%u] offset %#" PRIx64 " flags %#x size %" PRIu64 " argsz %u",
+              out->index, (uint64_t)out->offset, out->flags, (uint64_t)out->size, out->argsz);
     request_reply_with(req, out, MIN(full, in.argsz));
     return 0;
 }

@@ -35,10 +35,15 @@ static int reset_device(struct vfu_ctx *ctx, vfu_reset_type_t type, const char *
 
 int reset_command(struct vfu_ctx *ctx, struct request *req)
 {
-    (void)req;
+    int err;
+
     iommu_reset(ctx);
     msix_reset(ctx);
-    return reset_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
+    err = reset_device(ctx, VFU_RESET_DEVICE, "DEVICE_RESET");
+    if (err == 0) {
+        log_debug(&ctx->log, "DEVICE_RESET id %u: the device was reset", req->hdr.msg_id);
+    }
+    return err;
 }
 
 int reset_function(struct vfu_ctx *ctx)

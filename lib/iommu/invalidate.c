@@ -20,6 +20,7 @@ void invalidation_put(struct vfu_invalidation *inv)
         iommu->nr_invalidations--;
     }
     pthread_mutex_unlock(&iommu->lock);
+    log_debug(&inv->ctx->log, "ATS_INVALIDATE id %u: completed", inv->req->hdr.msg_id);
     request_finish(inv->req, 0);
     free(inv);
 }
