@@ -284,7 +284,9 @@ int vfu_setup_region(vfu_ctx_t *vfu_ctx, int region_idx, size_t size,
  * Adds an ioeventfd to a region: the client's hypervisor signals it instead of sending a write.
  *
  * @region_idx: VFU_PCI_DEV_*_REGION_IDX.
- * @fd: the eventfd, or -1. Neither duplicated nor closed.
+ * @fd: the eventfd, or -1. Neither duplicated nor closed. The client gets the same file description
+ *      and may clear O_NONBLOCK, or read the counter after a poll(2) of the device: read with
+ *      preadv2(2) and RWF_NOWAIT, or not at all (EPOLLET), where a wait would hold the device.
  * @gpa_offset: bytes from the start of the region.
  * @size: bytes of the write that matches.
  * @flags: as of KVM_IOEVENTFD, passed on.
@@ -609,11 +611,12 @@ int vfu_setup_irq_state_callback(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type,
  *
  * @subindex: number of the interrupt in the table that INTx, MSI and MSI-X share.
  *
- * Returns 0, or -1 with errno:
- * EINVAL: no such interrupt. ENOENT: the client has not set an eventfd for it.
- * EAGAIN: the client has filled its counter. Others of write(2) on the eventfd.
+ * Returns 0 if the interrupt was signalled, or is pending because the client has masked it; or -1
+ * with errno:
+ * EINVAL: no such interrupt. ENOENT: the client has not set an eventfd for it and has not masked it.
+ * EAGAIN: the client has filled its counter. Others of io_submit(2) and write(2) on the eventfd.
  *
- * Any thread.
+ * Never waits for the client, whatever it does to its eventfd. Any thread.
  */
 int vfu_irq_trigger(vfu_ctx_t *vfu_ctx, uint32_t subindex);
 

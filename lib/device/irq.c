@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "device/irq.h"
 
+#include "util/peer_eventfd.h"
+
 #include <errno.h>
 #include <linux/vfio.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/param.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define ACTIONS VFIO_IRQ_SET_ACTION_TYPE_MASK
@@ -91,48 +91,46 @@ static bool is_shared(uint32_t type)
     return type != VFU_DEV_ERR_IRQ && type != VFU_DEV_REQ_IRQ;
 }
 
-/* Lock held. ERR and REQ have no masks. */
-static bool is_masked(const struct irqs *irqs, size_t index)
-{
-    uint32_t armed = atomic_load_explicit(&irqs->armed, memory_order_acquire);
-    uint32_t masks = 1u << armed;
+#define SHARED_TYPES (1u << VFU_DEV_INTX_IRQ | 1u << VFU_DEV_MSI_IRQ | 1u << VFU_DEV_MSIX_IRQ)
 
-    if (armed == VFU_DEV_MSIX_IRQ && index < irqs->nr_shared) {
-        if (atomic_load_explicit(&irqs->function_masked, memory_order_acquire)) {
-            return true;
-        }
-        masks |= 1u << IRQ_MASK_TABLE;
+/* Returns the types as which a vector's interrupts may come. Caller holds the vector's lock. */
+static uint8_t types_of(const struct irqs *irqs, size_t index)
+{
+    if (index >= irqs->nr_shared) {
+        return 0; /* ERR and REQ have no masks */
     }
-    return (irqs->vectors[index].masks & masks) != 0;
+    if (irqs->vectors[index].fd == -1) {
+        return SHARED_TYPES;
+    }
+    return (uint8_t)(1u << atomic_load_explicit(&irqs->armed, memory_order_acquire));
 }
 
-/*
- * The client may have filled a counter whose writers wait, and a vector's lock is held: it is not
- * waited for.
- */
-static int signal_fd(int fd)
+/* Returns those of them as which the vector is masked. Caller holds the vector's lock. */
+static uint8_t masked_types(const struct irqs *irqs, size_t index)
 {
-    const uint64_t one = 1;
-    struct pollfd pfd = { .fd = fd, .events = POLLOUT };
+    uint32_t masks = irqs->vectors[index].masks;
 
-    if (poll(&pfd, 1, 0) == 0) {
-        return -EAGAIN;
+    if (masks & 1u << IRQ_MASK_TABLE ||
+        atomic_load_explicit(&irqs->function_masked, memory_order_acquire)) {
+        masks |= 1u << VFU_DEV_MSIX_IRQ;
     }
-    return write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one) ? 0 : -errno;
+    return (uint8_t)masks & types_of(irqs, index);
 }
 
 static int trigger(struct irqs *irqs, size_t index)
 {
     struct irq_vector *v = &irqs->vectors[index];
+    uint8_t masked;
     int err = 0;
 
     pthread_mutex_lock(lock_of(irqs, index));
-    if (v->fd == -1) {
+    masked = masked_types(irqs, index);
+    if (masked != 0) {
+        v->pending |= masked;
+    } else if (v->fd == -1) {
         err = -ENOENT;
-    } else if (is_masked(irqs, index)) {
-        v->pending = true;
     } else {
-        err = signal_fd(v->fd);
+        err = peer_eventfd_signal(v->fd);
     }
     pthread_mutex_unlock(lock_of(irqs, index));
     return err;
@@ -159,17 +157,30 @@ int irq_trigger_type(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t sub
 
 /* Masks */
 
-/* What was held back goes out now, if nothing holds it any more. Lock held. */
+/* Signals a pending interrupt if its type has an eventfd and no mask. Caller holds the lock. */
 static void deliver_pending(struct irqs *irqs, size_t index)
 {
     struct irq_vector *v = &irqs->vectors[index];
+    uint8_t due = v->pending & types_of(irqs, index) & (uint8_t)~masked_types(irqs, index);
+    int err;
 
-    if (!v->pending || is_masked(irqs, index)) {
+    if (v->fd == -1 || due == 0) {
         return;
     }
-    v->pending = false;
-    if (v->fd != -1 && signal_fd(v->fd) < 0) {
-        log_err(irqs->log, "irq: cannot deliver pending vector %zu: %s", index, strerror(errno));
+    v->pending &= (uint8_t)~due;
+    err = peer_eventfd_signal(v->fd);
+    if (err < 0) {
+        log_err(irqs->log, "irq: pending vector %zu is lost: cannot signal its eventfd: %s", index,
+                strerror(-err));
+    }
+}
+
+void irqs_deliver_pending(struct irqs *irqs)
+{
+    for (uint32_t i = 0; irqs->vectors != NULL && i < irqs->nr_shared; i++) {
+        pthread_mutex_lock(lock_of(irqs, i));
+        deliver_pending(irqs, i);
+        pthread_mutex_unlock(lock_of(irqs, i));
     }
 }
 
@@ -190,36 +201,78 @@ void irq_mask_vector(struct irqs *irqs, uint32_t vector, bool masked)
     }
 }
 
-void irq_reset_vector(struct irqs *irqs, uint32_t vector)
-{
-    if (irqs->vectors != NULL && vector < irqs->nr_shared) {
-        pthread_mutex_lock(lock_of(irqs, vector));
-        irqs->vectors[vector].masks &= (uint8_t) ~(1u << IRQ_MASK_TABLE);
-        irqs->vectors[vector].pending = false;
-        pthread_mutex_unlock(lock_of(irqs, vector));
-    }
-}
-
 void irq_mask_function(struct irqs *irqs, bool masked)
 {
     atomic_store_explicit(&irqs->function_masked, masked, memory_order_release);
-    for (uint32_t i = 0; irqs->vectors != NULL && !masked && i < irqs->nr_shared; i++) {
+    if (!masked) {
+        irqs_deliver_pending(irqs);
+    }
+}
+
+/* Drops masks and pending interrupts of the shared vectors but for those in keep. */
+static void keep_only(struct irqs *irqs, struct irq_vector_state keep)
+{
+    for (uint32_t i = 0; irqs->vectors != NULL && i < irqs->nr_shared; i++) {
         pthread_mutex_lock(lock_of(irqs, i));
-        deliver_pending(irqs, i);
+        irqs->vectors[i].masks &= keep.masks;
+        irqs->vectors[i].pending &= keep.pending;
         pthread_mutex_unlock(lock_of(irqs, i));
     }
 }
 
-bool irq_vector_pending(struct irqs *irqs, uint32_t vector)
+void irqs_reset(struct irqs *irqs)
+{
+    keep_only(irqs, (struct irq_vector_state){ .masks = SHARED_TYPES });
+}
+
+bool irq_pending(struct irqs *irqs, enum vfu_dev_irq_type type, uint32_t vector)
 {
     bool pending = false;
 
     if (irqs->vectors != NULL && vector < irqs->nr_shared) {
         pthread_mutex_lock(lock_of(irqs, vector));
-        pending = irqs->vectors[vector].pending;
+        pending = (irqs->vectors[vector].pending & 1u << type) != 0;
         pthread_mutex_unlock(lock_of(irqs, vector));
     }
     return pending;
+}
+
+/* Migration */
+
+void irqs_save(struct irqs *irqs, struct irq_vector_state *state)
+{
+    for (uint32_t i = 0; i < irqs->nr_shared; i++) {
+        pthread_mutex_lock(lock_of(irqs, i));
+        state[i] = (struct irq_vector_state){ .masks = irqs->vectors[i].masks,
+                                              .pending = irqs->vectors[i].pending };
+        pthread_mutex_unlock(lock_of(irqs, i));
+    }
+}
+
+bool irqs_restorable(const struct irqs *irqs, const struct irq_vector_state *state)
+{
+    for (uint32_t i = 0; i < irqs->nr_shared; i++) {
+        uint8_t types = 0;
+
+        for (uint32_t type = 0; type < VFU_DEV_NUM_IRQS; type++) {
+            types |= (uint8_t)((i < irqs->counts[type]) << type) & SHARED_TYPES;
+        }
+        if ((state[i].pending & ~types) != 0 ||
+            (state[i].masks & ~(types | 1u << IRQ_MASK_TABLE)) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void irqs_restore(struct irqs *irqs, const struct irq_vector_state *state)
+{
+    for (uint32_t i = 0; i < irqs->nr_shared; i++) {
+        pthread_mutex_lock(lock_of(irqs, i));
+        irqs->vectors[i].masks = state[i].masks;
+        irqs->vectors[i].pending = state[i].pending;
+        pthread_mutex_unlock(lock_of(irqs, i));
+    }
 }
 
 /* DEVICE_SET_IRQS */
@@ -279,18 +332,7 @@ int irqs_check(const struct irqs *irqs, const struct vfio_irq_set *set, size_t l
     return -EINVAL;
 }
 
-/*
- * Writing to what the client sent must neither raise SIGPIPE nor wait for a reader, as it could on
- * a pipe, a socket or a terminal. An eventfd has no file type at all.
- */
-static bool may_be_eventfd(int fd)
-{
-    struct stat st;
-
-    return fstat(fd, &st) == 0 && ((st.st_mode & S_IFMT) == 0 || S_ISREG(st.st_mode));
-}
-
-/* fd is taken over; -1 takes the eventfd away, and with it the masks in drop. */
+/* Takes fd over, or takes the eventfd away if fd is -1, and the masks in drop. */
 static void set_fd(struct irqs *irqs, size_t index, int fd, uint8_t drop)
 {
     struct irq_vector *v = &irqs->vectors[index];
@@ -299,10 +341,8 @@ static void set_fd(struct irqs *irqs, size_t index, int fd, uint8_t drop)
     pthread_mutex_lock(lock_of(irqs, index));
     old = v->fd;
     v->fd = fd;
-    if (fd == -1) {
-        v->pending = false;
-        v->masks &= (uint8_t)~drop;
-    }
+    v->masks &= (uint8_t)~drop;
+    deliver_pending(irqs, index);
     pthread_mutex_unlock(lock_of(irqs, index));
     if (old != -1) {
         close(old);
@@ -314,19 +354,16 @@ void irqs_close_all(struct irqs *irqs)
     for (size_t i = 0; irqs->vectors != NULL && i < nr_vectors(irqs); i++) {
         set_fd(irqs, i, -1, UINT8_MAX);
     }
+    keep_only(irqs, (struct irq_vector_state){ .masks = 0 });
 }
 
-/* The table changes hands: what is pending was meant for the type that had it before. */
+/* Drops what is pending for the types that had the table before. */
 static void arm(struct irqs *irqs, uint32_t type)
 {
-    if (atomic_load_explicit(&irqs->armed, memory_order_relaxed) == type) {
-        return;
-    }
-    atomic_store_explicit(&irqs->armed, type, memory_order_release);
-    for (uint32_t i = 0; i < irqs->nr_shared; i++) {
-        pthread_mutex_lock(lock_of(irqs, i));
-        irqs->vectors[i].pending = false;
-        pthread_mutex_unlock(lock_of(irqs, i));
+    if (atomic_load_explicit(&irqs->armed, memory_order_relaxed) != type) {
+        atomic_store_explicit(&irqs->armed, type, memory_order_release);
+        keep_only(irqs, (struct irq_vector_state){ .masks = UINT8_MAX,
+                                                   .pending = (uint8_t)(1u << type) });
     }
 }
 
@@ -348,7 +385,7 @@ static int apply_one(struct irqs *irqs, const struct vfio_irq_set *set, uint32_t
     } else if (set->flags & VFIO_IRQ_SET_ACTION_UNMASK) {
         set_mask(irqs, index, set->index, false);
     } else if (set->flags & VFIO_IRQ_SET_DATA_EVENTFD) {
-        set_fd(irqs, index, nr_fds > 0 ? fds[i] : -1, (uint8_t)(1u << set->index));
+        set_fd(irqs, index, nr_fds > 0 ? fds[i] : -1, 0);
         if (nr_fds > 0) {
             fds[i] = -1;
         }
@@ -364,9 +401,9 @@ int irqs_apply(struct irqs *irqs, const struct vfio_irq_set *set, const uint8_t 
     size_t base = base_of(irqs, set->index);
 
     for (size_t i = 0; i < nr_fds; i++) {
-        if (!may_be_eventfd(fds[i])) {
-            log_err(irqs->log, "SET_IRQS: index %u, start %u: descriptor %zu of %zu is no eventfd",
-                    set->index, set->start, i, nr_fds);
+        if (peer_eventfd_check(fds[i]) < 0) {
+            log_err(irqs->log, "SET_IRQS: index %u, start %u: descriptor %zu of %zu is no eventfd: "
+                    "refused with EINVAL", set->index, set->start, i, nr_fds);
             return -EINVAL;
         }
     }

@@ -4,6 +4,7 @@
 #include "device/ctx.h"
 #include "util/range.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,10 +12,15 @@
 #define CONTROL_BYTE PCI_MSIX_ENTRY_VECTOR_CTRL
 #define CONTROL_MASKED PCI_MSIX_ENTRY_CTRL_MASKBIT
 
+static size_t table_size(const struct msix *msix)
+{
+    return msix->table != NULL ? (size_t)msix->vectors * PCI_MSIX_ENTRY_SIZE : 0;
+}
+
 /* Every vector masked. It holds nothing back until the client writes it. */
 static void mask_all(struct msix *msix)
 {
-    memset(msix->table, 0, (size_t)msix->vectors * PCI_MSIX_ENTRY_SIZE);
+    memset(msix->table, 0, table_size(msix));
     for (uint32_t i = 0; i < msix->vectors; i++) {
         msix->table[(size_t)i * PCI_MSIX_ENTRY_SIZE + CONTROL_BYTE] = CONTROL_MASKED;
     }
@@ -24,12 +30,9 @@ void msix_reset(struct vfu_ctx *ctx)
 {
     struct msix *msix = &ctx->msix;
 
-    if (msix->table == NULL) {
-        return;
-    }
-    mask_all(msix);
-    for (uint32_t i = 0; i < msix->vectors; i++) {
-        irq_reset_vector(&ctx->irqs, i);
+    irqs_reset(&ctx->irqs);
+    if (msix->table != NULL) {
+        mask_all(msix);
     }
 }
 
@@ -67,6 +70,84 @@ void msix_destroy(struct vfu_ctx *ctx)
     ctx->msix.table = NULL;
 }
 
+/* Migration */
+
+/* Behind it: a struct irq_vector_state for each vector, and the table. */
+struct saved_header {
+    uint32_t vectors; /* little-endian, as is table_size */
+    uint32_t table_size;
+};
+
+static struct saved_header header_of(const struct vfu_ctx *ctx)
+{
+    return (struct saved_header){ .vectors = htole32(ctx->irqs.nr_shared),
+                                  .table_size = htole32((uint32_t)table_size(&ctx->msix)) };
+}
+
+static size_t vectors_size(const struct vfu_ctx *ctx)
+{
+    return ctx->irqs.nr_shared * sizeof(struct irq_vector_state);
+}
+
+size_t msix_state_size(const struct vfu_ctx *ctx)
+{
+    return sizeof(struct saved_header) + vectors_size(ctx) + table_size(&ctx->msix);
+}
+
+void msix_save(struct vfu_ctx *ctx, void *buf)
+{
+    const struct saved_header header = header_of(ctx);
+    uint8_t *vectors = (uint8_t *)buf + sizeof(header);
+
+    memcpy(buf, &header, sizeof(header));
+    irqs_save(&ctx->irqs, (struct irq_vector_state *)vectors);
+    if (ctx->msix.table != NULL) {
+        memcpy(vectors + vectors_size(ctx), ctx->msix.table, table_size(&ctx->msix));
+    }
+}
+
+/* A vector is masked by the table only if its entry says so. */
+static bool table_agrees(const struct vfu_ctx *ctx, const struct irq_vector_state *vectors,
+                         const uint8_t *table)
+{
+    for (uint32_t i = 0; i < ctx->irqs.nr_shared; i++) {
+        size_t control = (size_t)i * PCI_MSIX_ENTRY_SIZE + CONTROL_BYTE;
+
+        if ((vectors[i].masks & 1u << IRQ_MASK_TABLE) != 0 &&
+            (control >= table_size(&ctx->msix) || (table[control] & CONTROL_MASKED) == 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+int msix_restore(struct vfu_ctx *ctx, const void *buf, size_t len)
+{
+    const struct saved_header header = header_of(ctx);
+    const struct irq_vector_state *vectors =
+        (const struct irq_vector_state *)((const uint8_t *)buf + sizeof(header));
+    const uint8_t *table = (const uint8_t *)vectors + vectors_size(ctx);
+
+    if (len != msix_state_size(ctx) || memcmp(buf, &header, sizeof(header)) != 0) {
+        log_err(&ctx->log, "migration: interrupts: %zu bytes are not the state of %u vectors and %zu "
+                "bytes of MSI-X table: refused with EINVAL", len, ctx->irqs.nr_shared,
+                table_size(&ctx->msix));
+        return -EINVAL;
+    }
+    if (!irqs_restorable(&ctx->irqs, vectors) || !table_agrees(ctx, vectors, table)) {
+        log_err(&ctx->log, "migration: interrupts: a mask or pending bit is of no vector that the "
+                "device has, or differs from the MSI-X table: refused with EINVAL");
+        return -EINVAL;
+    }
+    irqs_restore(&ctx->irqs, vectors);
+    if (ctx->msix.table != NULL) {
+        memcpy(ctx->msix.table, table, table_size(&ctx->msix));
+    }
+    return 0;
+}
+
+/* Accesses */
+
 static void write_table(struct vfu_ctx *ctx, const char *buf, size_t count, uint64_t offset)
 {
     struct msix *msix = &ctx->msix;
@@ -85,7 +166,7 @@ static void read_pba(struct vfu_ctx *ctx, char *buf, size_t count, uint64_t offs
     for (size_t i = 0; i < count; i++) {
         buf[i] = 0;
         for (uint32_t bit = 0; bit < 8; bit++) {
-            if (irq_vector_pending(&ctx->irqs, (uint32_t)((offset + i) * 8 + bit))) {
+            if (irq_pending(&ctx->irqs, VFU_DEV_MSIX_IRQ, (uint32_t)((offset + i) * 8 + bit))) {
                 buf[i] = (char)(buf[i] | (1 << bit));
             }
         }
@@ -96,14 +177,13 @@ ssize_t msix_access(struct vfu_ctx *ctx, uint32_t bar, char *buf, size_t count, 
                     bool is_write)
 {
     const struct msix *msix = &ctx->msix;
-    uint64_t table_size = (uint64_t)msix->vectors * PCI_MSIX_ENTRY_SIZE;
     uint64_t pba_size = ((uint64_t)msix->vectors + 63) / 64 * 8;
 
     if (msix->table == NULL) {
         return -EINVAL;
     }
     if (bar == msix->table_bar && offset >= msix->table_offset &&
-        extent_within(offset - msix->table_offset, count, table_size)) {
+        extent_within(offset - msix->table_offset, count, table_size(msix))) {
         if (is_write) {
             write_table(ctx, buf, count, offset - msix->table_offset);
         } else {

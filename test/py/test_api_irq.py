@@ -263,6 +263,39 @@ def test_msix_function_mask(device, msix, events):
     assert count(events[2]) == 1
 
 
+@pytest.mark.parametrize("by", ["SET_IRQS", "table", "function"])
+@pytest.mark.parametrize("disable", [{"count": 0, "flags": DATA_NONE | ACTION_TRIGGER},
+                                     {"start": 2, "count": 1, "flags": SET_FDS}],
+                         ids=["disable", "take away"])
+def test_pending_without_an_eventfd(device, msix, events, by, disable):
+    """
+    The client masks a vector and takes its eventfd away, or has not given one yet. The interrupt is
+    pending until both are there again.
+    """
+    def mask(masked):
+        if by == "SET_IRQS":
+            msix.set_irqs(MSIX, DATA_NONE | (ACTION_MASK if masked else ACTION_UNMASK), 2, 1)
+        elif by == "table":
+            msix.write_int(4, 2 * 16 + 12, masked)
+        else:
+            msix.write_int(CONFIG, 0x42, 0xC000 if masked else 0x8000, 2)
+
+    def pending():
+        return msix.read_int(4, 0x800, 8)
+
+    mask(True)
+    trigger(device, 2)
+    assert pending() == 4
+    msix.set_irqs(MSIX, SET_FDS, 2, 1, fds=events[:1])
+    assert (signalled(events), pending()) == ([0] * 4, 4)
+    msix.set_irqs(MSIX, **disable)
+    assert pending() == 4
+    mask(False)
+    assert pending() == 4, "no eventfd"
+    msix.set_irqs(MSIX, SET_FDS, 2, 1, fds=events[:1])
+    assert (signalled(events), pending()) == ([1, 0, 0, 0], 0)
+
+
 @pytest.mark.parametrize("offset, size", [(0x40, 4), (0x3C, 8), (0x7FC, 8), (0x808, 4), (0xFFC, 4)])
 def test_msix_outside_the_table(msix, offset, size):
     access = wire.REGION_ACCESS.pack(region=4, offset=offset, count=size)
@@ -343,27 +376,37 @@ def test_replace(device, client, events):
     assert signalled(events) == [1, 0, 1, 0]
 
 
-def test_a_file_takes_the_place_of_an_eventfd(device, client):
-    fd = os.memfd_create("interrupts")
-    client.set_irqs(MSI, SET_FDS, fds=[fd])
-    trigger(device, 0)
-    assert os.pread(fd, 16, 0) == struct.pack("=Q", 1)
-    os.close(fd)
-
-
-@pytest.mark.parametrize("kind", ["device", "pipe", "socket"])
-def test_what_is_no_eventfd(client, kind):
-    """Writing to it could wait, or raise a signal."""
-    if kind == "device":
-        fds = [os.open("/dev/null", os.O_RDWR)]
-    elif kind == "pipe":
-        fds = list(os.pipe())[::-1]
-    else:
-        fds = [end.detach() for end in socket.socketpair()]
-    reply = client.set_irqs(MSI, SET_FDS, fds=fds[:1], check=False)
-    assert reply.error == errno.EINVAL
-    for fd in fds:
+def one_of(fds):
+    """Keeps the first."""
+    first, *others = fds
+    for fd in others:
         os.close(fd)
+    return first
+
+
+KINDS = {
+    "device": lambda: os.open("/dev/null", os.O_RDWR),
+    "memory": lambda: os.memfd_create("anon_inode:[eventfd]"),
+    "regular file": lambda: os.open(__file__, os.O_RDONLY),
+    "directory": lambda: os.open("/", os.O_PATH),
+    "pipe": lambda: one_of(os.pipe()),
+    "socket": lambda: one_of(end.detach() for end in socket.socketpair()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_eventfd(device, client, events, kind):
+    """Writing to it could wait, raise SIGPIPE or SIGXFSZ. One line, and nothing changes."""
+    device.setup_log(device.record("log"), 3)
+    client.set_irqs(MSIX, SET_FDS, 0, 2, fds=events[:2])
+    fd = KINDS[kind]()
+    reply = client.set_irqs(MSIX, SET_FDS, 0, 2, fds=[events[2], fd], check=False)
+    assert reply.error == errno.EINVAL
+    assert len(device.events) == 1
+    os.close(fd)
+    trigger(device, 0)
+    trigger(device, 1)
+    assert signalled(events) == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("irq_type, flags, start, number, data, fds", [

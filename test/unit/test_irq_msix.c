@@ -302,6 +302,89 @@ static void test_reset(void **state)
     close(fd);
 }
 
+/* Moves the state of one device to another. */
+static int migrate(struct vfu_ctx *from, struct vfu_ctx *to, size_t offset, uint8_t flip)
+{
+    size_t size = msix_state_size(from);
+    uint8_t *buf = malloc(size);
+    int err;
+
+    assert_non_null(buf);
+    msix_save(from, buf);
+    buf[offset] ^= flip;
+    err = msix_restore(to, buf, size);
+    free(buf);
+    return err;
+}
+
+static void test_migration(void **state)
+{
+    struct vfu_ctx *from = *state, *to = new_context(TABLE_BAR, PBA_BAR);
+    void *other = to;
+    int fd;
+
+    assert_int_equal(msix_realize(to), 0);
+    put(from, entry(2), 0xfee01000, 8);
+    put(from, entry(65) + 12, 1, 4);
+    assert_int_equal(irq_trigger(&from->irqs, 65), 0);
+    assert_int_equal(migrate(from, to, 0, 0), 0);
+    assert_int_equal(get(to, TABLE_BAR, entry(2), 8), 0xfee01000);
+    assert_int_equal(get(to, TABLE_BAR, entry(65) + 12, 4), 1);
+    assert_int_equal(get(to, PBA_BAR, PBA + 8, 8), 2);
+    fd = arm(to, 65);
+    assert_int_equal(count_of(fd), 0);
+    put(to, entry(65) + 12, 0, 4);
+    assert_int_equal(count_of(fd), 1);
+    close(fd);
+    tear_down(&other);
+}
+
+/* Pending without a mask: the eventfd comes before the state, and the device runs after it. */
+static void test_migration_delivers_when_the_device_runs(void **state)
+{
+    struct vfu_ctx *from = *state, *to = new_context(TABLE_BAR, PBA_BAR);
+    void *other = to;
+    int fd;
+
+    assert_int_equal(msix_realize(to), 0);
+    put(from, entry(3) + 12, 1, 4);
+    assert_int_equal(irq_trigger(&from->irqs, 3), 0);
+    put(from, entry(3) + 12, 0, 4);
+    fd = arm(to, 3);
+    assert_int_equal(migrate(from, to, 0, 0), 0);
+    assert_int_equal(count_of(fd), 0);
+    irqs_deliver_pending(&to->irqs);
+    assert_int_equal(count_of(fd), 1);
+    close(fd);
+    tear_down(&other);
+}
+
+/* Header: two counts; then masks and pending bits of each vector; then the table. */
+static void test_migration_refuses(void **state)
+{
+    struct vfu_ctx *from = *state, *to = new_context(TABLE_BAR, PBA_BAR);
+    const size_t vectors = 8, table = vectors + 2 * VECTORS;
+    void *other = to;
+
+    assert_int_equal(msix_realize(to), 0);
+    put(from, entry(1) + 12, 1, 4);
+    put(to, entry(1), 0xfee02000, 8);
+    for (size_t i = 0; i < 8; i++) {
+        assert_int_equal(migrate(from, to, i, 1), -EINVAL);
+    }
+    assert_int_equal(migrate(from, to, vectors + 1, 1 << VFU_DEV_INTX_IRQ), -EINVAL);
+    assert_int_equal(migrate(from, to, vectors + 1, 1 << VFU_DEV_ERR_IRQ), -EINVAL);
+    assert_int_equal(migrate(from, to, vectors + 1, 1 << IRQ_MASK_TABLE), -EINVAL);
+    assert_int_equal(migrate(from, to, vectors, 1 << VFU_DEV_MSI_IRQ), -EINVAL);
+    assert_int_equal(migrate(from, to, vectors, 0x80), -EINVAL);
+    assert_int_equal(migrate(from, to, table + PCI_MSIX_ENTRY_SIZE + 12, 1), -EINVAL);
+    assert_int_equal(msix_restore(to, "", 0), -EINVAL);
+    assert_int_equal(get(to, TABLE_BAR, entry(1), 8), 0xfee02000);
+    assert_int_equal(migrate(from, to, vectors + 1, 1 << VFU_DEV_MSIX_IRQ), 0);
+    assert_int_equal(get(to, PBA_BAR, PBA, 8), 1);
+    tear_down(&other);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -316,6 +399,9 @@ int main(void)
         cmocka_unit_test(test_no_place_for_it),
         cmocka_unit_test(test_vectors_without_interrupt),
         TEST(test_reset),
+        TEST(test_migration),
+        TEST(test_migration_delivers_when_the_device_runs),
+        TEST(test_migration_refuses),
         TEST(test_random_accesses),
     };
 
