@@ -316,6 +316,13 @@ typedef enum vfu_reset_type {
 
 /*
  * Resets the device. Returns 0, or -1 with the errno for the client.
+ *
+ * Before it runs, the library has reset what it keeps itself: the MSI-X table, and in configuration
+ * space every bit that a guest can change, which is again as it was at vfu_realize_ctx() or when the
+ * capability was added. Function level reset leaves the bits that PCIe 6.6.2 names (sticky ones,
+ * Max_Payload_Size). Bits that only the device changes stay as they are, and so does what the
+ * callback writes into configuration space. Capabilities with VFU_CAP_FLAG_CALLBACK, and the whole
+ * space of a configuration region with VFU_REGION_FLAG_ALWAYS_CB, are reset by the device.
  */
 typedef int(vfu_reset_cb_t)(vfu_ctx_t *vfu_ctx, vfu_reset_type_t type);
 
@@ -329,6 +336,18 @@ typedef int(vfu_reset_cb_t)(vfu_ctx_t *vfu_ctx, vfu_reset_type_t type);
  * Control thread. vfio-user protocol, DEVICE_RESET; PCIe 6.6.2.
  */
 int vfu_setup_device_reset_cb(vfu_ctx_t *vfu_ctx, vfu_reset_cb_t *reset);
+
+/*
+ * Says what the next client meets when a client has gone. By default it meets a device after a
+ * reset. A device for clients that reconnect and go on where they were keeps its state instead: the
+ * library leaves configuration space alone when a connection ends. Guest memory, eventfds and the
+ * MSI-X table go with the client in any case, and the reset callback runs with VFU_RESET_LOST_CONN.
+ *
+ * @keep: true to keep the state. A new context does not.
+ *
+ * Control thread, at any time outside callbacks.
+ */
+void vfu_setup_device_keep_state(vfu_ctx_t *vfu_ctx, bool keep);
 
 /*
  * Asks the device to stop using guest memory, before the library changes what the device relies on:

@@ -42,6 +42,11 @@ int vfu_setup_device_reset_cb(vfu_ctx_t *vfu_ctx, vfu_reset_cb_t *reset)
     return 0;
 }
 
+void vfu_setup_device_keep_state(vfu_ctx_t *vfu_ctx, bool keep)
+{
+    vfu_ctx->keep_state = keep;
+}
+
 void vfu_setup_device_quiesce_cb(vfu_ctx_t *vfu_ctx, vfu_device_quiesce_cb_t *quiesce_cb)
 {
     vfu_ctx->quiesce.cb = quiesce_cb;

@@ -49,21 +49,9 @@ static command_fn *const handlers[] = {
     [VFIO_USER_ATS_INVALIDATE] = iommu_command_invalidate,
 };
 
-/* Does this access touch the Device Control register, by which the guest resets the function? */
-static bool writes_device_control(struct vfu_ctx *ctx, const struct request *req)
-{
-    struct vfio_user_region_access access;
-
-    memcpy(&access, req->payload, sizeof(access));
-    return access.region == VFU_PCI_DEV_CFG_REGION_IDX &&
-           pci_config_is_device_control(&ctx->pci, access.offset);
-}
-
 static bool needs_quiesce(struct vfu_ctx *ctx, const struct request *req)
 {
     switch (req->hdr.cmd) {
-    case VFIO_USER_REGION_WRITE:
-        return writes_device_control(ctx, req);
     case VFIO_USER_DEVICE_FEATURE:
         return feature_needs_quiesce(req);
     case VFIO_USER_DMA_MAP:

@@ -12,7 +12,6 @@
 #include "session/negotiate.h"
 #include "session/session.h"
 #include "transport/transport.h"
-#include "util/limits.h"
 
 #include <stdbool.h>
 
@@ -27,7 +26,6 @@ struct iommu;
 struct vfu_ctx {
     struct logger log;
     void *pvt;
-    struct limits limits;
     bool nonblocking;
     bool realized;
     unsigned entered; /* calls under way that run callbacks; a callback must not make another */
@@ -46,6 +44,7 @@ struct vfu_ctx {
     vfu_dev_irq_state_cb_t *irq_state[VFU_DEV_NUM_IRQS];
     struct quiesce quiesce;
     vfu_reset_cb_t *reset;
+    bool keep_state; /* over the end of a connection: see vfu_setup_device_keep_state() */
 
     struct dma *dma; /* NULL: the device does no DMA */
     vfu_dma_register_cb_t *dma_register;

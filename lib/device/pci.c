@@ -67,5 +67,13 @@ int device_pci_realize(struct vfu_ctx *ctx)
             .flags = ctx->regions[i].flags,
         };
     }
+    ctx->pci.rom_size = ctx->regions[VFU_PCI_DEV_ROM_REGION_IDX].size;
     return pci_config_realize(&ctx->pci, config->size, ctx->irqs.counts[VFU_DEV_INTX_IRQ] > 0);
+}
+
+void device_pci_reset(struct vfu_ctx *ctx, enum pci_reset kind)
+{
+    if (!(config_region(ctx)->flags & VFU_REGION_FLAG_ALWAYS_CB)) {
+        pci_config_reset(&ctx->pci, kind);
+    }
 }

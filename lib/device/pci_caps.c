@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Capability lists, and what a guest may write in the standard ones (PCI 6.7, PCIe 7.5). */
+/* The lists of capabilities (PCI 6.7, PCIe 7.6.3): adding, linking, finding. */
 #include "device/pci_caps.h"
-
-#include "pci_caps/ats.h"
-#include "pci_caps/pasid.h"
-#include "pci_caps/pri.h"
 
 #include <errno.h>
 #include <string.h>
@@ -13,202 +9,6 @@
 #define FIRST_EXTENDED PCI_CFG_SPACE_SIZE
 
 #define CAP_FLAGS (VFU_CAP_FLAG_EXTENDED | VFU_CAP_FLAG_CALLBACK | VFU_CAP_FLAG_READONLY)
-
-/* Write handlers */
-
-void pci_cap_write_masked(uint8_t *reg, const uint8_t *mask, size_t offset, const uint8_t *data,
-                          size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        uint8_t m = mask[offset + i];
-
-        reg[offset + i] = (uint8_t)((reg[offset + i] & ~m) | (data[i] & m));
-    }
-}
-
-static int write_vendor(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                        const uint8_t *data, size_t count)
-{
-    memcpy(pci_cap_bytes(pci, cap) + offset, data, count);
-    return 0;
-}
-
-static int refuse(struct pci_config *pci, const struct pci_cap *cap, size_t offset, size_t count,
-                  int err)
-{
-    log_err(pci->log, "pci: capability %s: cannot write %zu bytes at offset %zu", cap->type->name,
-            count, offset);
-    return err;
-}
-
-/* Power state control is stored; what is read-only there no driver has a reason to write. */
-static int write_pm(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                    const uint8_t *data, size_t count)
-{
-    static const struct {
-        size_t offset, count;
-        int err;
-    } rules[] = {
-        { offsetof(struct pmcap, pmcs), 2, 0 },
-        { offsetof(struct pmcap, pc), 2, -ENOTSUP },
-        { offsetof(struct pmcap, pmcsr_bse), 1, -ENOTSUP },
-        { offsetof(struct pmcap, data), 1, -ENOTSUP },
-    };
-
-    for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
-        if (rules[i].offset != offset || rules[i].count != count) {
-            continue;
-        }
-        if (rules[i].err == 0) {
-            memcpy(pci_cap_bytes(pci, cap) + offset, data, count);
-            return 0;
-        }
-        return refuse(pci, cap, offset, count, rules[i].err);
-    }
-    return refuse(pci, cap, offset, count, -EINVAL);
-}
-
-#define MSI_MME_MAX 5
-
-static int write_msi(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                     const uint8_t *data, size_t count)
-{
-    /* Address, upper address, data and mask bits; message control is looked at by itself. */
-    static const uint8_t mask[sizeof(struct msicap)] = {
-        [offsetof(struct msicap, ma)] = 0xfc, 0xff, 0xff, 0xff,
-        [offsetof(struct msicap, mua)] = 0xff, 0xff, 0xff, 0xff,
-        [offsetof(struct msicap, md)] = 0xff, 0xff,
-        [offsetof(struct msicap, mmask)] = 0xff, 0xff, 0xff, 0xff,
-    };
-    struct msicap *msi = (struct msicap *)pci_cap_bytes(pci, cap), asked = *msi;
-
-    memcpy((uint8_t *)&asked + offset, data, count);
-    if (offset < offsetof(struct msicap, ma)) {
-        msi->mc.msie = asked.mc.msie;
-        if (asked.mc.mme > MSI_MME_MAX || asked.mc.mme > msi->mc.mmc) {
-            log_err(pci->log, "pci: MSI: 2^%u messages enabled, 2^%u are there", asked.mc.mme,
-                    msi->mc.mmc);
-            return -EINVAL;
-        }
-        msi->mc.mme = asked.mc.mme;
-    }
-    pci_cap_write_masked((uint8_t *)msi, mask, offset, data, count);
-    return 0;
-}
-
-/* Copied, as the structure is aligned and its place is the device's choice. */
-static int write_msix(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                      const uint8_t *data, size_t count)
-{
-    struct msixcap now, asked;
-
-    memcpy(&now, pci_cap_bytes(pci, cap), sizeof(now));
-    asked = now;
-    memcpy((uint8_t *)&asked + offset, data, count);
-    if (now.mxc.fm != asked.mxc.fm || now.mxc.mxe != asked.mxc.mxe) {
-        now.mxc.fm = asked.mxc.fm;
-        now.mxc.mxe = asked.mxc.mxe;
-        memcpy(pci_cap_bytes(pci, cap), &now, sizeof(now));
-        pci->ops->msix_changed(pci->owner, now.mxc.mxe, now.mxc.fm);
-    }
-    return 0;
-}
-
-#define DEVICE_CONTROL_FLR 0x8000
-
-static int write_device_control(struct pci_config *pci, struct pxcap *px, const uint8_t *data)
-{
-    uint16_t value;
-
-    memcpy(&value, data, sizeof(value));
-    px->pxdc.raw = value & (uint16_t)~DEVICE_CONTROL_FLR;
-    if (!(value & DEVICE_CONTROL_FLR)) {
-        return 0;
-    }
-    if (!px->pxdcap.flrc) {
-        log_err(pci->log, "pci: function level reset asked for, the device has none");
-        return -EINVAL;
-    }
-    return pci->ops->reset_function(pci->owner);
-}
-
-static int write_express(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                         const uint8_t *data, size_t count)
-{
-    struct pxcap *px = (struct pxcap *)pci_cap_bytes(pci, cap);
-
-    if (count != sizeof(uint16_t)) {
-        return refuse(pci, cap, offset, count, -EINVAL);
-    }
-    switch (offset) {
-    case offsetof(struct pxcap, pxdc):
-        return write_device_control(pci, px, data);
-    case offsetof(struct pxcap, pxdc2):
-        memcpy(&px->pxdc2, data, count);
-        return 0;
-    case offsetof(struct pxcap, pxlc2):
-        memcpy(&px->pxlc2, data, count);
-        return 0;
-    case offsetof(struct pxcap, pxlc):
-    case offsetof(struct pxcap, pxsc):
-    case offsetof(struct pxcap, pxrc):
-    case offsetof(struct pxcap, pxsc2):
-        return 0;
-    default:
-        return refuse(pci, cap, offset, count, -EINVAL);
-    }
-}
-
-bool pci_config_is_device_control(const struct pci_config *pci, uint64_t offset)
-{
-    const struct pci_cap *px = pci_cap_find(pci, false, PCI_CAP_ID_EXP);
-
-    return px != NULL && offset == px->offset + offsetof(struct pxcap, pxdc);
-}
-
-/* Kinds */
-
-static uint16_t vendor_length(const uint8_t *data)
-{
-    return ((const struct vsc *)data)->size;
-}
-
-static uint16_t extended_vendor_length(const uint8_t *data)
-{
-    return (uint16_t)((const struct pcie_ext_cap_vsc_hdr *)data)->len;
-}
-
-#define SIZE_AND_HEADER(type) .size = sizeof(type), .header = sizeof(struct pcie_ext_cap_hdr)
-
-static const struct pci_cap_type types[] = {
-    { "PM", PCI_CAP_ID_PM, .size = sizeof(struct pmcap), .header = 2, .write = write_pm },
-    { "MSI", PCI_CAP_ID_MSI, .size = sizeof(struct msicap), .header = 2, .write = write_msi },
-    { "VNDR", PCI_CAP_ID_VNDR, .length = vendor_length, .header = 3, .write = write_vendor },
-    { "EXP", PCI_CAP_ID_EXP, .size = sizeof(struct pxcap), .header = 2, .write = write_express },
-    { "MSI-X", PCI_CAP_ID_MSIX, .size = sizeof(struct msixcap), .header = 2,
-      .write = write_msix },
-    { "DSN", PCI_EXT_CAP_ID_DSN, true, SIZE_AND_HEADER(struct dsncap) },
-    { "VSEC", PCI_EXT_CAP_ID_VNDR, true, .length = extended_vendor_length, .header = 8,
-      .write = write_vendor },
-    { "ATS", PCI_EXT_CAP_ID_ATS, true, SIZE_AND_HEADER(struct atscap), .write = pci_ats_write,
-      .reset = pci_ats_reset },
-    { "PRI", PCI_EXT_CAP_ID_PRI, true, SIZE_AND_HEADER(struct pricap), .write = pci_pri_write,
-      .reset = pci_pri_reset },
-    { "PASID", PCI_EXT_CAP_ID_PASID, true, SIZE_AND_HEADER(struct pasidcap),
-      .write = pci_pasid_write, .reset = pci_pasid_reset },
-};
-
-const struct pci_cap_type *pci_cap_type(bool extended, uint16_t id)
-{
-    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-        if (types[i].extended == extended && types[i].id == id) {
-            return &types[i];
-        }
-    }
-    return NULL;
-}
-
-/* Lists */
 
 static const struct pci_cap_list *list_of(const struct pci_config *pci, bool extended)
 {
@@ -383,13 +183,14 @@ ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,
         type->reset((uint8_t *)pci->space + pos);
     }
     link_cap(pci, extended, pos);
-    list->caps[list->nr++] = (struct pci_cap){
+    list->caps[list->nr] = (struct pci_cap){
         .type = type,
         .offset = (uint16_t)pos,
         .size = (uint16_t)size,
-        .header = type->header,
         .flags = (uint16_t)flags,
     };
+    pci_cap_init_masks(pci, &list->caps[list->nr++]);
+    memcpy(pci->initial + pos, (uint8_t *)pci->space + pos, size);
     return (ssize_t)pos;
 }
 
@@ -402,6 +203,9 @@ void pci_config_keep_extended(struct pci_config *pci, unsigned nr)
         const struct pci_cap *cap = &list->caps[--list->nr];
 
         memset(bytes + cap->offset, 0, cap->size);
+        memset(pci->masks.writable + cap->offset, 0, cap->size);
+        memset(pci->masks.clearable + cap->offset, 0, cap->size);
+        memset(pci->masks.sticky + cap->offset, 0, cap->size);
     }
     if (nr > 0) {
         ((struct pcie_ext_cap_hdr *)(bytes + list->caps[nr - 1].offset))->next = 0;

@@ -19,7 +19,6 @@ struct pci_cap {
     const struct pci_cap_type *type;
     uint16_t offset;
     uint16_t size;
-    uint16_t header; /* bytes that no write may touch */
     uint16_t flags; /* VFU_CAP_FLAG_* */
 };
 
@@ -49,30 +48,63 @@ struct pci_bar {
     uint32_t flags; /* VFU_REGION_FLAG_* */
 };
 
+/*
+ * What may happen to each bit of configuration space. Bits in none of the masks are read-only: only
+ * the device changes them. A capability that the device serves itself has no bits in any.
+ */
+struct pci_masks {
+    uint8_t *writable; /* by the guest */
+    uint8_t *clearable; /* by the guest, by writing 1 */
+    uint8_t *sticky; /* of these, what function level reset leaves (PCIe 6.6.2) */
+};
+
 struct pci_config {
     const struct logger *log;
     const struct pci_config_ops *ops;
     void *owner;
     vfu_pci_config_space_t *space; /* NULL before init; then where it is for good */
-    size_t size; /* of the buffer */
+    size_t size; /* of the buffer, and of each of the masks */
+    struct pci_masks masks;
+    uint8_t *initial; /* what a reset brings back in the bits that a guest can change */
+    uint8_t *before; /* the space before the write that is being done */
     vfu_pci_type_t type;
     struct pci_bar bars[PCI_BARS_NR];
+    uint64_t rom_size; /* 0: no expansion ROM */
     struct pci_cap_list standard;
     struct pci_cap_list extended;
 };
 
 /* Set-up. A zeroed structure with log, ops and owner is the beginning. 0 or a negative errno. */
 int pci_config_init(struct pci_config *pci, vfu_pci_type_t type, int hdr_type);
-/* Fills in what follows from the BARs, interrupts and capabilities; -ENOMEM. */
+/*
+ * Fills in what follows from the BARs, interrupts and capabilities; -ENOMEM. What the space holds
+ * now is what it holds after a reset.
+ */
 int pci_config_realize(struct pci_config *pci, size_t region_size, bool has_intx);
 void pci_config_destroy(struct pci_config *pci);
 
-/* One access by the client, of any size within the region: count or a negative errno. */
+/*
+ * One access by the client, of any size within the region: count, or the negative errno of the
+ * device's callback or of a function level reset. Other writes complete, whatever they meet: bits
+ * that the guest cannot change keep their value. What the device serves itself is written first, so
+ * that nothing has changed when the device refuses.
+ */
 ssize_t pci_config_access(struct pci_config *pci, char *buf, size_t count, uint64_t offset,
                           bool is_write);
 
-/* Whether an access at offset begins with the PCI Express Device Control register. */
-bool pci_config_is_device_control(const struct pci_config *pci, uint64_t offset);
+/* Whether an access touches Device Control, by which a guest resets the function. */
+bool pci_config_is_device_control(const struct pci_config *pci, uint64_t offset, size_t count);
+
+enum pci_reset {
+    PCI_RESET_CONVENTIONAL, /* everything that a guest can change is as it was set up */
+    PCI_RESET_FUNCTION, /* function level reset: but for the sticky bits */
+};
+
+/*
+ * Brings back what the device had set up in every bit that a guest can change. What the device
+ * serves itself is the device's business.
+ */
+void pci_config_reset(struct pci_config *pci, enum pci_reset kind);
 
 /* See vfu_pci_add_capability() and vfu_pci_find_next_capability(); negative errno. */
 ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,

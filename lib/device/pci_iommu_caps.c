@@ -38,90 +38,87 @@ static bool ats_enabled(const struct pci_config *pci)
     return ats != NULL && (ats->atsctl.raw & ATS_ENABLE);
 }
 
-/* The structure as it would be with the written bytes in it: one transition, old to new. */
-static void overlay(void *out, const void *reg, size_t size, size_t offset, const uint8_t *data,
-                    size_t count)
+/* What the guest may write. The attributes of ATS and the permissions of PASID: if it has them. */
+
+const uint8_t pci_ats_writable[sizeof(struct atscap)] = {
+    [offsetof(struct atscap, atsctl)] = ATS_STU, ATS_ENABLE >> 8,
+};
+const uint8_t pci_pri_writable[sizeof(struct pricap)] = {
+    [offsetof(struct pricap, prictl)] = PRI_ENABLE,
+    [offsetof(struct pricap, allocation)] = 0xff, 0xff, 0xff, 0xff,
+};
+const uint8_t pci_pri_clearable[sizeof(struct pricap)] = {
+    [offsetof(struct pricap, prists)] = PRI_RF | PRI_UPRGI,
+};
+const uint8_t pci_pasid_writable[sizeof(struct pasidcap)] = {
+    [offsetof(struct pasidcap, pasidctl)] = PASID_ENABLE,
+};
+
+void pci_ats_adapt(const uint8_t *cap, const struct pci_masks *masks)
 {
-    memcpy(out, reg, size);
-    memcpy((uint8_t *)out + offset, data, count);
+    if (((const struct atscap *)cap)->atsc.amas) {
+        masks->writable[offsetof(struct atscap, atsctl) + 1] |= ATS_ATTRIBUTES >> 8;
+    }
 }
 
-int pci_ats_write(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                  const uint8_t *data, size_t count)
+/* What can be enabled has the same bit in the capability and in the control register. */
+void pci_pasid_adapt(const uint8_t *cap, const struct pci_masks *masks)
 {
-    struct atscap *ats = (struct atscap *)pci_cap_bytes(pci, cap), asked;
-    uint16_t old = ats->atsctl.raw, value;
-    uint16_t writable = ATS_ENABLE | ATS_STU | (ats->atsc.amas ? ATS_ATTRIBUTES : 0);
+    masks->writable[offsetof(struct pasidcap, pasidctl)] =
+        PASID_ENABLE | (cap[offsetof(struct pasidcap, pasidc)] &
+                        (PASID_EXEC | PASID_PRIV | PASID_TRANSLATED));
+}
 
-    overlay(&asked, ats, sizeof(asked), offset, data, count);
-    value = asked.atsctl.raw & writable;
-    if ((old & ATS_ENABLE) && (value & ATS_ENABLE) && (old & ATS_STU) != (value & ATS_STU)) {
+int pci_ats_written(struct pci_config *pci, const struct pci_cap *cap,
+                    const struct pci_write *write)
+{
+    struct atscap *ats = (struct atscap *)pci_cap_bytes(pci, cap);
+    const struct atscap *before = (const struct atscap *)pci_cap_before(pci, cap);
+    uint16_t now = ats->atsctl.raw, old = before->atsctl.raw;
+
+    (void)write;
+    if ((old & ATS_ENABLE) && (now & ATS_ENABLE) && (old & ATS_STU) != (now & ATS_STU)) {
         log_warn(pci->log, "pci: ATS: the smallest translation unit cannot change while ATS is "
                  "enabled: ignored");
-        value = (uint16_t)((value & ~ATS_STU) | (old & ATS_STU));
+        now = (uint16_t)((now & ~ATS_STU) | (old & ATS_STU));
+        ats->atsctl.raw = now;
     }
-    if (value != old) {
-        ats->atsctl.raw = value;
+    if (now != old) {
         pci->ops->iommu_changed(pci->owner);
     }
     return 0;
 }
 
-int pci_pasid_write(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                    const uint8_t *data, size_t count)
+int pci_pasid_written(struct pci_config *pci, const struct pci_cap *cap,
+                      const struct pci_write *write)
 {
-    struct pasidcap *pasid = (struct pasidcap *)pci_cap_bytes(pci, cap), asked;
-    uint16_t value, capability;
+    struct pasidcap *pasid = (struct pasidcap *)pci_cap_bytes(pci, cap);
+    const struct pasidcap *before = (const struct pasidcap *)pci_cap_before(pci, cap);
 
-    memcpy(&capability, &pasid->pasidc, sizeof(capability));
-    overlay(&asked, pasid, sizeof(asked), offset, data, count);
-    /* What can be enabled has the same bit in the capability and in the control register. */
-    value = asked.pasidctl.raw &
-            (PASID_ENABLE | (capability & (PASID_EXEC | PASID_PRIV | PASID_TRANSLATED)));
-    if (value == pasid->pasidctl.raw) {
+    (void)write;
+    if (pasid->pasidctl.raw == before->pasidctl.raw) {
         return 0;
     }
     if (ats_enabled(pci)) {
         log_warn(pci->log, "pci: PASID control cannot change while ATS is enabled: ignored");
+        pasid->pasidctl.raw = before->pasidctl.raw;
         return 0;
     }
-    pasid->pasidctl.raw = value;
     pci->ops->iommu_changed(pci->owner);
     return 0;
 }
 
-/* Bits of a 16-bit register that the write carries, in bytes that it touches. */
-static uint16_t written_bits(size_t reg, size_t offset, const uint8_t *data, size_t count)
+int pci_pri_written(struct pci_config *pci, const struct pci_cap *cap,
+                    const struct pci_write *write)
 {
-    uint16_t bits = 0;
+    struct pricap *pri = (struct pricap *)pci_cap_bytes(pci, cap);
+    const struct pricap *before = (const struct pricap *)pci_cap_before(pci, cap);
+    bool was = before->prictl.raw & PRI_ENABLE, now = pri->prictl.raw & PRI_ENABLE;
+    bool reset = pci_write_ones(write, cap->offset + offsetof(struct pricap, prictl)) & PRI_RESET;
 
-    for (size_t i = 0; i < 2; i++) {
-        if (reg + i >= offset && reg + i < offset + count) {
-            bits |= (uint16_t)(data[reg + i - offset] << (8 * i));
-        }
-    }
-    return bits;
-}
-
-int pci_pri_write(struct pci_config *pci, const struct pci_cap *cap, size_t offset,
-                  const uint8_t *data, size_t count)
-{
-    struct pricap *pri = (struct pricap *)pci_cap_bytes(pci, cap), asked;
-    bool was = pri->prictl.raw & PRI_ENABLE, now, reset;
-
-    overlay(&asked, pri, sizeof(asked), offset, data, count);
-    now = asked.prictl.raw & PRI_ENABLE;
-    reset = written_bits(offsetof(struct pricap, prictl), offset, data, count) & PRI_RESET;
-
-    pri->prists.raw &= (uint16_t)~(written_bits(offsetof(struct pricap, prists), offset, data,
-                                                count) & (PRI_RF | PRI_UPRGI));
-    if (asked.allocation != pri->allocation) {
-        if (was) {
-            log_warn(pci->log, "pci: PRI: the allocation cannot change while PRI is enabled: "
-                     "ignored");
-        } else {
-            pri->allocation = asked.allocation;
-        }
+    if (was && pri->allocation != before->allocation) {
+        log_warn(pci->log, "pci: PRI: the allocation cannot change while PRI is enabled: ignored");
+        pri->allocation = before->allocation;
     }
     if (now && !was) {
         if (!(pri->prists.raw & PRI_STOPPED)) {
@@ -129,7 +126,6 @@ int pci_pri_write(struct pci_config *pci, const struct pci_cap *cap, size_t offs
         }
         pri->prists.raw &= (uint16_t)~(PRI_STOPPED | PRI_RF | PRI_UPRGI);
     }
-    pri->prictl.raw = now ? PRI_ENABLE : 0;
     if (!now && was) {
         /* Whoever knows of requests outstanding takes that back by pci_pri_stopping(). */
         pri->prists.raw |= PRI_STOPPED;

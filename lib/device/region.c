@@ -3,6 +3,7 @@
 
 #include "device/ctx.h"
 #include "device/migration.h"
+#include "device/quiesce.h"
 #include "iommu/iommu.h"
 #include "util/range.h"
 
@@ -219,23 +220,28 @@ ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, 
 
 /* Commands */
 
-/* Migration forbids access in stop-and-copy; bounds hold always. */
-static int check_access(struct vfu_ctx *ctx, const struct request *req, uint32_t index,
-                        uint64_t offset, uint64_t count)
+/* Bounds, the region's direction, and migration, which forbids access in stop-and-copy. */
+static int check_access(struct vfu_ctx *ctx, const struct request *req,
+                        const struct vfio_user_region_access *access, uint32_t direction)
 {
-    if (count > WIRE_MAX_DATA_XFER || index >= VFU_PCI_DEV_NUM_REGIONS ||
-        !extent_within(offset, count, ctx->regions[index].size)) {
-        log_err(&ctx->log, "%s id %u: region %u, offset 0x%llx, count 0x%llx is out of bounds",
-                command_name(req->hdr.cmd), req->hdr.msg_id, index, (unsigned long long)offset,
-                (unsigned long long)count);
-        return -EINVAL;
+    const char *fault = NULL;
+
+    if (access->count > WIRE_MAX_DATA_XFER || access->region >= VFU_PCI_DEV_NUM_REGIONS ||
+        !extent_within(access->offset, access->count, ctx->regions[access->region].size)) {
+        fault = "out of bounds";
+    } else if (access->count > 0 && !(ctx->regions[access->region].flags & direction)) {
+        fault = direction == VFU_REGION_FLAG_READ ? "the region cannot be read"
+                                                  : "the region cannot be written";
+    } else if (migration_stop_and_copy(ctx)) {
+        fault = "no access to regions in stop-and-copy";
     }
-    if (migration_stop_and_copy(ctx)) {
-        log_err(&ctx->log, "%s id %u: no access to regions in stop-and-copy",
-                command_name(req->hdr.cmd), req->hdr.msg_id);
-        return -EINVAL;
+    if (fault == NULL) {
+        return 0;
     }
-    return 0;
+    log_err(&ctx->log, "%s id %u: region %u, offset 0x%llx, count 0x%x: %s: refused with EINVAL",
+            command_name(req->hdr.cmd), req->hdr.msg_id, access->region,
+            (unsigned long long)access->offset, access->count, fault);
+    return -EINVAL;
 }
 
 int region_command_read(struct vfu_ctx *ctx, struct request *req)
@@ -245,7 +251,7 @@ int region_command_read(struct vfu_ctx *ctx, struct request *req)
     int err;
 
     memcpy(reply, req->payload, sizeof(*reply));
-    err = check_access(ctx, req, reply->region, reply->offset, reply->count);
+    err = check_access(ctx, req, reply, VFU_REGION_FLAG_READ);
     if (err < 0) {
         return err;
     }
@@ -263,11 +269,32 @@ int region_command_read(struct vfu_ctx *ctx, struct request *req)
     return 0;
 }
 
+/* One checked write: 0, REQUEST_DEFERRED until the device is quiet, or a negative errno. */
+static int do_write(struct vfu_ctx *ctx, struct request *req,
+                    const struct vfio_user_region_access *access, uint8_t *data)
+{
+    ssize_t n;
+
+    if (access->count == 0) {
+        return 0;
+    }
+    if (access->region == VFU_PCI_DEV_CFG_REGION_IDX &&
+        pci_config_is_device_control(&ctx->pci, access->offset, access->count)) {
+        int r = quiesce_for_request(ctx, req);
+
+        if (r != 0) {
+            return r;
+        }
+    }
+    n = region_access_by_client(ctx, access->region, (char *)data, access->count, access->offset,
+                                true);
+    return n < 0 ? (int)n : 0;
+}
+
 int region_command_write(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_region_access access;
-    ssize_t n;
-    int err;
+    int r;
 
     memcpy(&access, req->payload, sizeof(access));
     if (req->len != sizeof(access) + (uint64_t)access.count) {
@@ -275,66 +302,85 @@ int region_command_write(struct vfu_ctx *ctx, struct request *req)
                 req->hdr.msg_id, req->len, access.count);
         return -EINVAL;
     }
-    err = check_access(ctx, req, access.region, access.offset, access.count);
-    if (err < 0 || access.count == 0) {
-        return err;
+    r = check_access(ctx, req, &access, VFU_REGION_FLAG_WRITE);
+    if (r == 0) {
+        r = do_write(ctx, req, &access, req->payload + sizeof(access));
     }
-    n = region_access_by_client(ctx, access.region, (char *)req->payload + sizeof(access), access.count,
-                      access.offset, true);
-    if (n < 0) {
-        return (int)n;
+    if (r == 0 && access.count > 0) {
+        memcpy(ctx->scratch, &access, sizeof(access));
+        request_reply_with(req, ctx->scratch, sizeof(access));
     }
-    memcpy(ctx->scratch, &access, sizeof(access));
-    request_reply_with(req, ctx->scratch, sizeof(access));
-    return 0;
+    return r;
 }
 
-/* Every write is checked before the first one is done. */
-int region_command_write_multi(struct vfu_ctx *ctx, struct request *req)
+static struct vfio_user_region_access multi_access(const struct vfio_user_write_multi_entry *entry)
 {
-    struct vfio_user_write_multi multi;
-    const struct vfio_user_write_multi_entry *entries;
+    return (struct vfio_user_region_access){
+        .offset = entry->offset, .region = entry->region, .count = entry->count
+    };
+}
+
+/* 0, or a negative errno when one of the writes cannot be done. */
+static int check_multi(struct vfu_ctx *ctx, const struct request *req,
+                       const struct vfio_user_write_multi *multi, const uint8_t *entries)
+{
     struct vfio_user_write_multi_entry entry;
 
-    memcpy(&multi, req->payload, sizeof(multi));
-    entries = (const void *)(req->payload + sizeof(multi));
-    if (!ctx->agreed.write_multiple || multi.wr_cnt > VFIO_USER_WRITE_MULTI_MAX ||
-        req->len != sizeof(multi) + multi.wr_cnt * sizeof(*entries)) {
+    if (!ctx->agreed.write_multiple || multi->wr_cnt > VFIO_USER_WRITE_MULTI_MAX ||
+        req->len != sizeof(*multi) + multi->wr_cnt * sizeof(entry)) {
         log_err(&ctx->log, "REGION_WRITE_MULTI id %u: %llu writes in %zu bytes%s",
-                req->hdr.msg_id, (unsigned long long)multi.wr_cnt, req->len,
+                req->hdr.msg_id, (unsigned long long)multi->wr_cnt, req->len,
                 ctx->agreed.write_multiple ? "" : ", and it was not negotiated");
         return -EINVAL;
     }
-    for (uint64_t i = 0; i < multi.wr_cnt; i++) {
+    for (uint64_t i = 0; i < multi->wr_cnt; i++) {
+        struct vfio_user_region_access access;
         int err;
 
-        memcpy(&entry, &entries[i], sizeof(entry));
+        memcpy(&entry, entries + i * sizeof(entry), sizeof(entry));
+        access = multi_access(&entry);
         err = entry.count > sizeof(entry.data)
                   ? -EINVAL
-                  : check_access(ctx, req, entry.region, entry.offset, entry.count);
+                  : check_access(ctx, req, &access, VFU_REGION_FLAG_WRITE);
         if (err < 0) {
             log_err(&ctx->log, "REGION_WRITE_MULTI id %u: write %llu of %llu is bad, none done",
-                    req->hdr.msg_id, (unsigned long long)i, (unsigned long long)multi.wr_cnt);
+                    req->hdr.msg_id, (unsigned long long)i, (unsigned long long)multi->wr_cnt);
             return err;
         }
     }
-    for (uint64_t i = 0; i < multi.wr_cnt; i++) {
-        ssize_t n = 0;
+    return 0;
+}
 
-        memcpy(&entry, &entries[i], sizeof(entry));
-        if (entry.count > 0) {
-            n = region_access_by_client(ctx, entry.region, (char *)entry.data, entry.count, entry.offset,
-                              true);
-        }
-        if (n < 0) {
-            return (int)n;
+/*
+ * Every write is checked before the first one is done. A request that was put off in the middle
+ * goes on with the write that it was put off for.
+ */
+int region_command_write_multi(struct vfu_ctx *ctx, struct request *req)
+{
+    struct vfio_user_write_multi multi;
+    const uint8_t *entries = req->payload + sizeof(multi);
+    int r;
+
+    memcpy(&multi, req->payload, sizeof(multi));
+    r = check_multi(ctx, req, &multi, entries);
+    while (r == 0 && req->progress < multi.wr_cnt) {
+        struct vfio_user_write_multi_entry entry;
+        struct vfio_user_region_access access;
+
+        memcpy(&entry, entries + req->progress * sizeof(entry), sizeof(entry));
+        access = multi_access(&entry);
+        r = do_write(ctx, req, &access, entry.data);
+        if (r == 0) {
+            req->progress++;
         }
     }
-    log_debug(&ctx->log, "REGION_WRITE_MULTI id %u: %" PRIu64 " writes done", req->hdr.msg_id,
-              (uint64_t)multi.wr_cnt);
-    memcpy(ctx->scratch, &multi, sizeof(multi));
-    request_reply_with(req, ctx->scratch, sizeof(multi));
-    return 0;
+    if (r == 0) {
+        log_debug(&ctx->log, "REGION_WRITE_MULTI id %u: %" PRIu64 " writes done", req->hdr.msg_id,
+                  (uint64_t)multi.wr_cnt);
+        memcpy(ctx->scratch, &multi, sizeof(multi));
+        request_reply_with(req, ctx->scratch, sizeof(multi));
+    }
+    return r;
 }
 
 /* vfio_region_info followed by the sparse mmap capability, when the client left room for it. */

@@ -13,8 +13,9 @@ int reset_command(struct vfu_ctx *ctx, struct request *req);
 int reset_function(struct vfu_ctx *ctx);
 
 /*
- * The client is gone and the device is quiet: tells the device, takes the client's memory and
- * interrupts away, closes the connection. What the device knows stays for the next client.
+ * The client is gone and the device is quiet: resets what the library keeps for the device (unless
+ * the device keeps its state), takes the client's memory away, calls the reset callback, takes the
+ * interrupts away and closes the connection. The next client meets the state after a reset.
  */
 void device_connection_lost(struct vfu_ctx *ctx);
 

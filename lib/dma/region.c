@@ -135,6 +135,7 @@ static int add_region(const struct map_request *req, struct dma_entry **region,
 static int find_file(struct map_request *req, struct aftermath *after)
 {
     struct dma *dma = req->space->dma;
+    uint64_t mapped = dma->files.mapped;
     struct memfile *file;
     int ret;
 
@@ -143,7 +144,7 @@ static int find_file(struct map_request *req, struct aftermath *after)
         return 0;
     }
     dma_unlock(dma, after);
-    ret = memfile_open(&dma->files, &req->want, &file);
+    ret = memfile_open(&req->want, mapped, &file);
     dma_lock(dma);
     if (ret == 0) {
         memfile_add(&dma->files, file);
@@ -191,7 +192,7 @@ static int probe(struct map_request *req)
         .offset = mapping->offset,
         .size = size,
     };
-    return memfile_probe(&req->space->dma->files, &req->want);
+    return memfile_probe(&req->want, req->space->dma->log);
 }
 
 /* Needs the lock, but lets go of it to open a file. */

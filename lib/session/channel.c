@@ -3,7 +3,6 @@
 #include "session/channel.h"
 
 #include "util/clock.h"
-#include "util/peer_file.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -350,7 +349,7 @@ void channel_route_reply(struct session *s, struct channel *ch,
     }
     stream_consume(&ch->stream, hdr->msg_size, fds, &nr_fds, &lost);
     while (nr_fds > 0) {
-        peer_file_close(fds[--nr_fds]);
+        close(fds[--nr_fds]);
     }
 }
 

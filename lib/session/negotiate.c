@@ -4,7 +4,6 @@
 
 #include "libvfio-user.h"
 #include "util/clock.h"
-#include "util/peer_file.h"
 #include "wire/commands.h"
 #include "wire/quirks.h"
 
@@ -300,7 +299,7 @@ int negotiate(struct stream *stream, uint64_t deadline, const struct server_offe
     if (nr_fds > 0) {
         log_err(log, "VERSION: came with %zu file descriptors, must have none", nr_fds);
         while (nr_fds > 0) {
-            peer_file_close(fds[--nr_fds]);
+            close(fds[--nr_fds]);
         }
         return -EFAULT;
     }

@@ -2,7 +2,6 @@
 #include "session/request.h"
 
 #include "session/channel.h"
-#include "util/peer_file.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -56,7 +55,7 @@ void request_drop(struct request *req)
 {
     for (size_t i = 0; i < req->nr_fds; i++) {
         if (req->fds[i] != -1) {
-            peer_file_close(req->fds[i]);
+            close(req->fds[i]);
         }
     }
     if (req->heap) {

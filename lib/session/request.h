@@ -30,6 +30,8 @@ struct request {
     size_t nr_fds;
     bool fds_lost; /* more came with it, and could not be received */
 
+    uint32_t progress; /* the handler's: how far it came before the request was put off */
+
     struct iovec reply[2]; /* the payload of the success reply */
     size_t nr_reply;
     const int *reply_fds; /* stay the owner's */

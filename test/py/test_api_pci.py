@@ -208,34 +208,33 @@ def test_bar_written_in_bytes(workshop, device):
 # The header
 
 
-@pytest.mark.parametrize("offset, size, error, mask", [
-    (0x00, 4, errno.EINVAL, 0), (0x06, 2, 0, 0), (0x08, 1, 0, 0), (0x09, 3, 0, 0),
-    (0x0C, 1, 0, 0xFF), (0x0D, 1, 0, 0xFF), (0x0E, 1, errno.EINVAL, 0), (0x0F, 1, errno.EINVAL, 0),
-    (0x28, 4, errno.EINVAL, 0), (0x2C, 4, errno.EINVAL, 0), (0x34, 1, errno.EINVAL, 0),
-    (0x3C, 1, 0, 0xFF), (0x3D, 1, 0, 0), (0x3E, 1, 0, 0), (0x3F, 1, 0, 0),
-    # the middle of a register, and what is reserved
-    (0x01, 1, errno.EINVAL, 0), (0x05, 1, errno.EINVAL, 0), (0x0A, 1, errno.EINVAL, 0),
-    (0x12, 2, errno.EINVAL, 0), (0x35, 1, errno.EINVAL, 0), (0x38, 4, errno.EINVAL, 0)])
-def test_header_registers(workshop, device, offset, size, error, mask):
+@pytest.mark.parametrize("offset, size, mask", [
+    (0x00, 4, 0), (0x06, 2, 0), (0x08, 1, 0), (0x09, 3, 0), (0x0C, 1, 0xFF), (0x0D, 1, 0xFF),
+    (0x0E, 1, 0), (0x0F, 1, 0), (0x28, 4, 0), (0x2C, 4, 0), (0x30, 4, 0), (0x34, 1, 0),
+    (0x3C, 1, 0xFF), (0x3D, 1, 0), (0x3E, 1, 0), (0x3F, 1, 0),
+    # the middle of a register, across registers, and what is reserved
+    (0x01, 1, 0), (0x05, 1, 0x05), (0x0A, 1, 0), (0x12, 2, 0), (0x35, 1, 0), (0x38, 4, 0),
+    (0x0B, 3, 0xFFFF00), (0x3A, 4, 0xFF0000), (0x04, 4, 0x557), (0x00, 8, 0x557 << 32)])
+def test_header_registers(workshop, device, offset, size, mask):
     device.pci_init()
     client = workshop.attach(device)
     before = client.read_int(CONFIG, offset, size)
     value = int.from_bytes(b"\xA5" * size, "little")
-    assert write_error(client, offset, value.to_bytes(size, "little")) == error
+    assert write_error(client, offset, value.to_bytes(size, "little")) == 0
     assert client.read_int(CONFIG, offset, size) == before & ~mask | value & mask
 
 
 def test_command_register(workshop, device):
     device.pci_init()
     client = workshop.attach(device)
-    for value in (0x0001, 0x0002, 0x0004, 0x0010, 0x0100, 0x0400, 0x0517, 0):
+    for value in (0x0001, 0x0002, 0x0004, 0x0010, 0x0040, 0x0100, 0x0400, 0x0557, 0):
         client.write_int(CONFIG, 4, value, 2)
         assert client.read_int(CONFIG, 4, 2) == value
     client.write_int(CONFIG, 4, 0x0020, 2)
     assert client.read_int(CONFIG, 4, 2) == 0, "VGA palette snooping is dropped"
-    for bit in (0x0008, 0x0040, 0x0080, 0x0200, 0x0800, 0x8000):
-        assert write_error(client, 4, struct.pack("<H", bit | 2)) == errno.EINVAL
-        assert client.read_int(CONFIG, 4, 2) == 2, "what is known was stored"
+    for bit in (0x0008, 0x0080, 0x0200, 0x0800, 0x8000):
+        assert write_error(client, 4, struct.pack("<H", bit | 2)) == 0
+        assert client.read_int(CONFIG, 4, 2) == 2
 
 
 def test_command_register_written_in_bytes(workshop, device):
@@ -246,24 +245,25 @@ def test_command_register_written_in_bytes(workshop, device):
     assert client.read_int(CONFIG, 4, 2) == 0x0502
 
 
-@pytest.mark.parametrize("value, error", [
-    (0, 0), (0xFFFFF800, 0), (0xFFFFFFFE, 0), (0xFFFFFFFF, 0), (1, errno.EINVAL),
-    (0xFFFFF801, errno.EINVAL), (0x12340000, errno.EINVAL)])
-def test_rom_register(workshop, device, value, error):
+@pytest.mark.parametrize("size, expected", [(0, 0), (0x800, 0xFFFFF801), (0x1800, 0xFFFFE001)])
+def test_rom_register(workshop, device, size, expected):
+    """It can be sized and placed as a BAR, if the device has a ROM."""
     device.pci_init()
-    device.config[0x33] = 0xAB
+    device.setup_region(6, size, None, abi.READ)
     client = workshop.attach(device)
-    assert write_error(client, 0x30, struct.pack("<I", value)) == error
-    assert client.read_int(CONFIG, 0x30) == (0 if value == 0 else 0xAB000000)
+    for value in (0xFFFFF800, 0xFFFFFFFE, 0xFFFFFFFF):
+        client.write_int(CONFIG, 0x30, value)
+        assert client.read_int(CONFIG, 0x30) == expected & value
+    client.write_int(CONFIG, 0x30, 0)
+    assert client.read_int(CONFIG, 0x30) == 0
 
 
 def test_write_over_several_registers(workshop, device):
-    """What comes before the one that refuses has been applied."""
     device.pci_init()
     client = workshop.attach(device)
     client.region_write(CONFIG, 4, struct.pack("<HH", 0x0006, 0xFFFF))
     assert client.region_read(CONFIG, 4, 4) == struct.pack("<HH", 0x0006, 0)
-    assert write_error(client, 0x0C, bytes([0x10, 0x20, 0x30])) == errno.EINVAL
+    client.region_write(CONFIG, 0x0C, bytes([0x10, 0x20, 0x30, 0x40]))
     assert client.region_read(CONFIG, 0x0C, 4) == bytes([0x10, 0x20, 0, 0])
 
 
@@ -524,15 +524,14 @@ def capable(workshop, device):
     return workshop.attach(device)
 
 
-@pytest.mark.parametrize("offset, size, error", [
-    (4, 2, 0), (2, 2, errno.ENOTSUP), (6, 1, errno.ENOTSUP), (7, 1, errno.ENOTSUP),
-    (4, 1, errno.EINVAL), (4, 4, errno.EINVAL), (3, 1, errno.EINVAL), (5, 1, errno.EINVAL),
-    (0, 1, errno.EPERM), (1, 1, errno.EPERM), (0, 4, errno.EPERM)])
-def test_pm(capable, offset, size, error):
-    before = capable.region_read(CONFIG, 0x40 + offset, size)
-    data = b"\x5A" * size
-    assert write_error(capable, 0x40 + offset, data) == error
-    assert capable.region_read(CONFIG, 0x40 + offset, size) == (before if error else data)
+@pytest.mark.parametrize("offset, size, mask", [
+    (4, 2, 0x1F03), (4, 1, 0x03), (5, 1, 0x1F), (4, 4, 0x1F03), (2, 4, 0x1F030000), (3, 3, 0x1F0300),
+    (2, 2, 0), (6, 1, 0), (7, 1, 0), (3, 1, 0), (0, 1, 0), (1, 1, 0), (0, 4, 0)])
+def test_pm(capable, offset, size, mask):
+    before = capable.read_int(CONFIG, 0x40 + offset, size)
+    value = int.from_bytes(b"\x5A" * size, "little")
+    assert write_error(capable, 0x40 + offset, b"\x5A" * size) == 0
+    assert capable.read_int(CONFIG, 0x40 + offset, size) == before & ~mask | value & mask
 
 
 def test_msi(capable):
@@ -541,8 +540,8 @@ def test_msi(capable):
     capable.region_write(CONFIG, 0x4C, b"\xFF" * 20)
     assert capable.region_read(CONFIG, 0x4C, 20) == (
         b"\xFC" + b"\xFF" * 9 + bytes(2) + b"\xFF" * 4 + bytes(4))
-    assert write_error(capable, 0x4A, struct.pack("<H", 0x0040)) == errno.EINVAL
-    assert capable.read_int(CONFIG, 0x4A, 2) & 0x71 == 0x30, "enable came first"
+    capable.write_int(CONFIG, 0x4A, 0x0040, 2)
+    assert capable.read_int(CONFIG, 0x4A, 2) & 0x71 == 0x30, "not more messages than there are"
 
 
 def test_msix(capable):
@@ -554,40 +553,40 @@ def test_msix(capable):
     assert capable.region_read(CONFIG, 0x64, 8) == struct.pack("<II", 0, 0x800)
 
 
-@pytest.mark.parametrize("offset, size, error, stored", [
-    (0x08, 2, 0, 0x5A5A), (0x28, 2, 0, 0x5A5A), (0x30, 2, 0, 0x5A5A), (0x10, 2, 0, 0),
-    (0x18, 2, 0, 0), (0x1C, 2, 0, 0), (0x38, 2, 0, 0), (0x0A, 2, errno.EINVAL, 0),
-    (0x08, 4, errno.EINVAL, 0), (0x08, 1, errno.EINVAL, 0), (0x04, 4, errno.EINVAL, 0),
-    (0x3A, 2, errno.EINVAL, 0)])
-def test_express(capable, offset, size, error, stored):
-    assert write_error(capable, 0x6C + offset, b"\x5A" * size) == error
+@pytest.mark.parametrize("offset, size, stored", [
+    (0x08, 2, 0x5A5A), (0x28, 2, 0x5A5A), (0x30, 2, 0x5A5A), (0x10, 2, 0), (0x18, 2, 0),
+    (0x1C, 2, 0), (0x38, 2, 0), (0x0A, 2, 0), (0x08, 4, 0x5A5A), (0x08, 1, 0x5A), (0x04, 4, 0),
+    (0x3A, 2, 0)])
+def test_express(capable, offset, size, stored):
+    assert write_error(capable, 0x6C + offset, b"\x5A" * size) == 0
     assert capable.read_int(CONFIG, 0x6C + offset, 2) == stored
 
 
 def test_flr_that_the_device_has_not(capable, device):
+    """The bit is reserved then."""
     device.setup_reset(device.record("reset"))
-    assert write_error(capable, 0x74, b"\x00\x80") == errno.EINVAL
+    assert write_error(capable, 0x74, b"\x00\x80") == 0
+    assert capable.read_int(CONFIG, 0x74, 2) == 0
     assert not device.events
 
 
 def test_vendor(capable):
-    for offset, error in ((0, errno.EPERM), (2, errno.EPERM), (3, 0), (15, 0)):
-        assert write_error(capable, 0xA8 + offset, b"v") == error
-    assert capable.read_int(CONFIG, 0xAB, 1) == ord("v")
+    capable.region_write(CONFIG, 0xA8, b"v" * 16)
+    assert capable.region_read(CONFIG, 0xA8, 16) == bytes([VNDR, 0, 16]) + b"v" * 13
 
 
 def test_extended_writes(capable):
-    assert write_error(capable, 0x104, bytes(4)) == errno.EPERM, "a serial number"
-    for offset, error in ((0, errno.EPERM), (4, errno.EPERM), (7, errno.EPERM), (8, 0), (15, 0)):
-        assert write_error(capable, 0x10C + offset, b"v") == error
-    assert capable.read_int(CONFIG, 0x114, 1) == ord("v")
+    """A serial number is read-only, of vendor-specific registers only the header is."""
+    before = capable.region_read(CONFIG, 0x100, 0x14)
+    capable.region_write(CONFIG, 0x100, b"v" * 0x1C)
+    assert capable.region_read(CONFIG, 0x100, 0x1C) == before + b"v" * 8
 
 
 def test_readonly(workshop, device):
     device.pci_init()
     device.add_capability(vendor(8), flags=CAP_READONLY)
     client = workshop.attach(device)
-    assert write_error(client, 0x44, b"v") == errno.EPERM
+    client.region_write(CONFIG, 0x40, b"v" * 8)
     assert client.region_read(CONFIG, 0x40, 8) == bytes([VNDR, 0, 8]) + bytes(5)
 
 
@@ -617,13 +616,17 @@ def test_callback_errors(workshop, device, flags):
     client = workshop.attach(device)
     at = 0x44 if flags else 0x80
     assert write_error(client, at, b"x") == errno.ENODEV
+    if not flags:
+        assert write_error(client, 0x44, b"x" * 8) == errno.ENODEV
+        assert client.read_int(CONFIG, 0x44, 1) == 0, "never half applied"
     access = wire.REGION_ACCESS.pack(offset=at, region=CONFIG, count=1)
     assert client.error_of(Cmd.REGION_READ, access) == errno.ENODEV
 
 
 def test_gaps(capable):
     assert capable.region_read(CONFIG, 0xB8, 16) == bytes(16)
-    assert write_error(capable, 0xB8, b"x") == errno.EINVAL
+    capable.region_write(CONFIG, 0xB8, b"x" * 16)
+    assert capable.region_read(CONFIG, 0xB8, 16) == bytes(16)
 
 
 def test_gaps_with_callback(workshop, device):
@@ -645,4 +648,5 @@ def test_config_region_larger_than_the_space(workshop, device):
     device.setup_region(CONFIG, 0x400, None, RW)
     client = workshop.attach(device)
     assert client.region_read(CONFIG, 0xF0, 0x20) == bytes(0x20)
-    assert write_error(client, 0x100, b"x") == errno.EINVAL
+    client.region_write(CONFIG, 0xF0, b"x" * 0x20)
+    assert client.region_read(CONFIG, 0xF0, 0x20) == bytes(0x20)

@@ -174,6 +174,65 @@ def test_refuses(dev, client, cmd, payload, then, error):
     assert dev.events() == [("quiesce",)] + then
 
 
+# REGION_WRITE_MULTI: each write by the rules of REGION_WRITE, in its turn
+
+
+FLR_WRITE = (CONFIG, CONTROL, b"\0\x80")
+FLR_DONE = ("reset", abi.RESET_FLR)
+
+
+def multi(*writes):
+    entries = [wire.WRITE_MULTI_ENTRY.pack(offset=offset, region=region, count=len(data), data=data)
+               for region, offset, data in writes]
+    return wire.WRITE_MULTI.pack(wr_cnt=len(writes)) + b"".join(entries)
+
+
+def written(offset):
+    return ("region", BAR0, offset, 4, True)
+
+
+@pytest.fixture
+def batching(workshop, dev):
+    capabilities = {**CAPABILITIES, "write_multiple": True, "migration": {"pgsize": 4096}}
+    return workshop.attach(dev.device, capabilities)
+
+
+def test_write_multi(dev, batching):
+    batching.request(Cmd.REGION_WRITE_MULTI, multi(
+        (BAR0, 0, bytes(4)), FLR_WRITE, (BAR0, 8, bytes(4)), (CONFIG, CONTROL + 1, b"\x80")))
+    assert dev.events() == [written(0), ("quiesce",), FLR_DONE, written(8), ("quiesce",), FLR_DONE]
+
+
+def test_write_multi_finishes_later(dev, batching):
+    """It goes on where it was put off, as often as it is."""
+    dev.busy()
+    msg_id = batching.send(Cmd.REGION_WRITE_MULTI, multi(
+        (BAR0, 0, bytes(4)), FLR_WRITE, (BAR0, 4, bytes(4)), FLR_WRITE, (BAR0, 8, bytes(4))))
+    done = []
+    for events in ([written(0), ("quiesce",)], [FLR_DONE, written(4), ("quiesce",)]):
+        with fails(errno.EBUSY):
+            dev.run()
+        assert dev.events() == events
+        assert not batching.ready()
+        done.append(dev.quiesced())
+    assert dev.events() == [FLR_DONE, written(8)]
+    assert not batching.wait(msg_id).error
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_write_multi_refused(dev, batching, later):
+    """What comes before the write that the device refuses has happened, what follows has not."""
+    dev.answer = BUSY if later else errno.EIO
+    msg_id = batching.send(Cmd.REGION_WRITE_MULTI, multi(
+        (BAR0, 0, bytes(4)), FLR_WRITE, (BAR0, 4, bytes(4))))
+    if later:
+        with fails(errno.EBUSY):
+            dev.run()
+        dev.quiesced(errno.EIO)
+    assert batching.wait(msg_id, check=False).error == errno.EIO
+    assert dev.events() == [written(0), ("quiesce",)]
+
+
 # Busy
 
 

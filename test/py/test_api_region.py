@@ -228,13 +228,21 @@ def test_access_arrives_whole(workshop, device, count):
     assert device.events == [("region", BAR2, 0x1235, count, write) for write in (True, False)]
 
 
-def test_flags_are_a_hint(workshop, device):
-    """The callback decides what is allowed."""
+def test_flags_are_enforced(workshop, device):
+    """The callback is not asked for what the region does not allow."""
     device.memory_region(BAR2, 0x100, flags=READ)
     device.memory_region(BAR3, 0x100, flags=WRITE)
-    client = workshop.attach(device)
-    client.region_write(BAR2, 0, b"x")
-    client.region_read(BAR3, 0, 1)
+    client = workshop.attach(device, {**CAPABILITIES, "write_multiple": True})
+    access = wire.REGION_ACCESS.pack(region=BAR2, count=1)
+    assert client.error_of(Cmd.REGION_WRITE, access + b"x") == errno.EINVAL
+    entry = wire.WRITE_MULTI_ENTRY.pack(offset=0, region=BAR2, count=1, data=b"x")
+    multi = wire.WRITE_MULTI.pack(wr_cnt=1) + entry
+    assert client.error_of(Cmd.REGION_WRITE_MULTI, multi) == errno.EINVAL
+    access = wire.REGION_ACCESS.pack(region=BAR3, count=1)
+    assert client.error_of(Cmd.REGION_READ, access) == errno.EINVAL
+    assert not device.events
+    client.region_read(BAR2, 0, 1)
+    client.region_write(BAR3, 0, b"x")
     assert len(device.events) == 2
 
 

@@ -52,17 +52,19 @@ def test_device_reset(device, client):
 def test_flr(device, client):
     assert write_control(client, b"\x10\x80") == 0
     assert device.events == [("reset", abi.RESET_FLR)]
-    assert client.read_int(CONFIG, CONTROL, 2) == 0x0010, "the bit reads 0"
+    assert client.read_int(CONFIG, CONTROL, 2) == 0, "the register is reset, too"
     assert write_control(client, b"\x20\x00") == 0
     assert device.events == [("reset", abi.RESET_FLR)], "no reset without the bit"
 
 
 def test_flr_without_capability(workshop, device):
+    """The bit is reserved, and the guest is not told an error."""
     device.pci_init()
     device.add_capability(express(flr=False))
     device.setup_reset(device.record("reset"))
     client = workshop.attach(device)
-    assert write_control(client, FLR) == errno.EINVAL
+    assert write_control(client, FLR) == 0
+    assert client.read_int(CONFIG, CONTROL, 2) == 0
     assert not device.events
 
 
@@ -93,11 +95,15 @@ def test_failure_on_lost_connection_is_ignored(workshop, device, client):
 
 
 def test_no_callback(workshop, device):
+    """A function level reset that nobody does is refused, as in 0.x since the middle of 2026."""
     device.pci_init()
     device.add_capability(express())
     client = workshop.attach(device)
+    client.write_int(CONFIG, 0x3C, 0x0B, 1)
+    assert write_control(client, FLR) == errno.EINVAL
+    assert client.read_int(CONFIG, 0x3C, 1) == 0x0B
     client.reset()
-    assert write_control(client, FLR) == 0
+    assert client.read_int(CONFIG, 0x3C, 1) == 0
 
 
 def test_callback_replaced(device, client):
@@ -110,12 +116,11 @@ def test_callback_replaced(device, client):
 
 
 def test_what_a_reset_leaves_alone(device, client):
-    """Memory, interrupts, configuration space and migration state are the device's business."""
+    """Memory and interrupts are the client's, and migration state the device's business."""
     device.setup_migration(*[lambda *_: 0] * 3)
     client.add_memory(0x10000, 0x1000).write(0, b"kept")
     event = os.eventfd(0)
     client.set_irqs(INTX, wire.DATA_EVENTFD | wire.ACTION_TRIGGER, fds=[event])
-    client.write_int(CONFIG, 4, 6, 2)
     state = wire.FEATURE_MIG_STATE.pack(device_state=6)
     client.feature(wire.FEATURE_SET | wire.FEAT_MIG_STATE, state)
     client.reset()
@@ -125,20 +130,68 @@ def test_what_a_reset_leaves_alone(device, client):
     device.lib.vfu_irq_trigger(device.ctx, 0)
     assert os.eventfd_read(event) == 1
     os.close(event)
-    assert client.read_int(CONFIG, 4, 2) == 6
     reply = client.feature(wire.FEATURE_GET | wire.FEAT_MIG_STATE, bytes(8))
     assert wire.FEATURE_MIG_STATE.unpack(reply.payload, 8).device_state == 6
 
 
-def test_device_resets_its_own_config_space(device, client):
-    """What a callback usually does."""
-    def reset(_type):
-        device.config[4] = device.config[5] = 0
+def lose(device, client):
+    client.close()
+    with fails(errno.ENOTCONN):
+        device.run()
 
+
+ENDS = {
+    abi.RESET_DEVICE: lambda device, client: client.reset(),
+    abi.RESET_FLR: lambda device, client: write_control(client, FLR),
+    abi.RESET_LOST_CONN: lose,
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_callback_meets_the_reset_state(workshop, device, client, kind):
+    """What it writes into configuration space stays, also what a guest could have written."""
+    seen = []
+
+    def reset(_type):
+        seen.append((device.config_int(4, 2), device.config_int(0x3C, 1)))
+        device.config[0x3C] = 0x77
+        device.config[0x50] = 0x99
+
+    device.config[8] = 3
     device.setup_reset(reset)
     client.write_int(CONFIG, 4, 6, 2)
+    client.write_int(CONFIG, 0x3C, 0x0B, 1)
+    ENDS[kind](device, client)
+    device.setup_reset(None)
+    assert seen == [(0, 0)]
+    if kind == abi.RESET_LOST_CONN:
+        client = workshop.attach(device)
+    assert client.read_int(CONFIG, 0x3C, 1) == 0x77
+    assert (device.config_int(0x50, 1), device.config_int(8, 1)) == (0x99, 3)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_next_client(workshop, device, client, keep):
+    device.lib.vfu_setup_device_keep_state(device.ctx, keep)
+    client.write_int(CONFIG, 4, 6, 2)
+    lose(device, client)
+    client = workshop.attach(device)
+    assert client.read_int(CONFIG, 4, 2) == (6 if keep else 0)
     client.reset()
-    assert client.read_int(CONFIG, 4, 2) == 0
+    assert client.read_int(CONFIG, 4, 2) == 0, "a reset is one in any case"
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_config_space_that_the_device_serves(workshop, device, kind):
+    """With ALWAYS_CB it is the device's to reset, whatever the library's copy says."""
+    device.pci_init()
+    device.add_capability(express())
+    device.memory_region(CONFIG, 4096, abi.RW | abi.ALWAYS_CB)
+    device.config[4] = 6
+    client = workshop.attach(device)
+    device.config[0x0C] = 0x10
+    ENDS[kind](device, client)
+    assert device.config_int(4, 2) == 6 and device.config_int(0x0C, 1) == 0x10
 
 
 def test_order_when_the_connection_is_lost(device, client):
