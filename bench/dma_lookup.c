@@ -18,6 +18,7 @@
 
 #include "dma/dma.h"
 #include "util/clock.h"
+#include "util/limits.h"
 #include "util/log.h"
 
 #define PAGE 4096ull
@@ -62,9 +63,11 @@ static size_t resident_bytes(void)
 static struct dma *new_dma(size_t max_regions)
 {
     static const struct logger silent;
-    struct dma_config config = { .log = &silent, .max_regions = max_regions };
+    static struct limits limits;
+    struct dma_config config = { .log = &silent, .limits = &limits, .max_regions = max_regions };
     struct dma *dma;
 
+    limits_init(&limits);
     if (dma_create(&config, &dma) < 0) {
         die("dma_create");
     }

@@ -7,6 +7,7 @@
 #include "device/migration.h"
 #include "device/pci.h"
 #include "iommu/iommu.h"
+#include "util/sigbus.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +76,7 @@ vfu_ctx_t *vfu_create_ctx(vfu_trans_t trans, const char *path, int flags, void *
     }
     ctx->pvt = pvt;
     ctx->nonblocking = (flags & LIBVFIO_USER_FLAG_ATTACH_NB) != 0;
+    limits_init(&ctx->limits);
     ctx->tran.ops = transports[trans];
     ctx->dma_timeout_ms = DMA_TIMEOUT_MS;
     err = api_log_init(ctx);
@@ -130,9 +132,22 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     vfu_ctx->tran.ops->close(&vfu_ctx->tran);
     migration_destroy(vfu_ctx);
     regions_destroy(vfu_ctx);
+    limits_destroy(&vfu_ctx->limits);
     free(vfu_ctx->scratch);
     api_log_destroy(vfu_ctx);
     free(vfu_ctx);
+}
+
+/* What the environment says, and whether this thread can be protected from truncated files. */
+static int realize_limits(struct vfu_ctx *ctx)
+{
+    const char *list = getenv("VFU_LIMITS");
+
+    if (ctx->dma != NULL && guard_this_thread()) {
+        log_warn(&ctx->log, "realize: SIGBUS was blocked in this thread: unblocked, because the "
+                            "client can truncate its memory");
+    }
+    return list == NULL ? 0 : limits_parse(&ctx->limits, list, &ctx->log);
 }
 
 int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
@@ -142,7 +157,10 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
     if (vfu_ctx->realized) {
         return 0;
     }
-    err = device_pci_realize(vfu_ctx);
+    err = realize_limits(vfu_ctx);
+    if (err == 0) {
+        err = device_pci_realize(vfu_ctx);
+    }
     if (err == 0) {
         err = msix_realize(vfu_ctx);
     }

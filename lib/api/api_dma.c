@@ -7,7 +7,11 @@ int(vfu_setup_device_dma)(vfu_ctx_t *vfu_ctx, size_t max_regions,
                           vfu_dma_register_cb_t *dma_register,
                           vfu_dma_unregister_cb_t *dma_unregister)
 {
-    const struct dma_config config = { .log = &vfu_ctx->log, .max_regions = max_regions };
+    const struct dma_config config = {
+        .log = &vfu_ctx->log,
+        .limits = &vfu_ctx->limits,
+        .max_regions = max_regions,
+    };
     int err;
 
     if (vfu_ctx->dma == NULL) {

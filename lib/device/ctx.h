@@ -12,6 +12,7 @@
 #include "session/negotiate.h"
 #include "session/session.h"
 #include "transport/transport.h"
+#include "util/limits.h"
 
 #include <stdbool.h>
 
@@ -26,6 +27,7 @@ struct iommu;
 struct vfu_ctx {
     struct logger log;
     void *pvt;
+    struct limits limits;
     bool nonblocking;
     bool realized;
     unsigned entered; /* calls under way that run callbacks; a callback must not make another */

@@ -10,12 +10,6 @@
 #include <sys/mman.h>
 #include <sys/param.h>
 
-/*
- * PASIDs come from the client: it may have this many address spaces made. They stay for the next
- * client, whom they do not count against.
- */
-#define MAX_PASID_SPACES 65536
-
 #define UNMAP_FLAGS (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP | VFIO_DMA_UNMAP_FLAG_ALL)
 
 /* The address space that a request names; made when create is set. 0 or -errno. */
@@ -23,6 +17,7 @@ static int find_space(struct vfu_ctx *ctx, const struct request *req, bool creat
                       struct dma_space **space)
 {
     bool privileged = (req->pasid_attrs & VFIO_USER_PASID_ATTR_PRIV) != 0;
+    int err;
 
     if (request_translated(req)) {
         *space = dma_translated_space(ctx->dma);
@@ -36,10 +31,12 @@ static int find_space(struct vfu_ctx *ctx, const struct request *req, bool creat
     if (*space != NULL || !create) {
         return *space != NULL ? 0 : -ENOENT;
     }
-    if (dma_nr_pasid_spaces(ctx->dma) - ctx->pasid_spaces_found >= MAX_PASID_SPACES) {
-        log_err(&ctx->log, "%s id %u: PASID 0x%x would be one address space too many (%u)",
-                command_name(req->hdr.cmd), req->hdr.msg_id, req->pasid, MAX_PASID_SPACES);
-        return -ENOSPC;
+    /* Address spaces stay for the next client, whom they do not count against. */
+    err = limits_check(&ctx->limits, VFU_LIMIT_PASID_SPACES,
+                       dma_nr_pasid_spaces(ctx->dma) - ctx->pasid_spaces_found, 1, &ctx->log,
+                       command_name(req->hdr.cmd));
+    if (err < 0) {
+        return err;
     }
     return dma_pasid_space_create(ctx->dma, req->pasid, privileged, space);
 }

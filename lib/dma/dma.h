@@ -43,6 +43,7 @@
 #include "libvfio-user.h"
 #include "util/range.h"
 
+struct limits;
 struct logger;
 
 /* The largest region that DMA_MAP takes. */
@@ -78,6 +79,7 @@ enum dma_mode {
 
 struct dma_config {
     const struct logger *log; /* must outlive the struct dma */
+    const struct limits *limits; /* likewise */
     size_t max_regions;
 };
 
@@ -164,7 +166,8 @@ struct dma_mapping {
  *
  * -EINVAL  other overlap with a region, identical range with other properties, max_regions
  *          reached, beyond the end of the file, smaller than the logging page, fstat failed
- * -ENOSPC  larger than DMA_MAX_REGION_SIZE
+ * -ENOSPC  larger than DMA_MAX_REGION_SIZE, or beyond one of the context's limits
+ * -EPERM   the file is of a kind that may not be memory here
  * -EACCES  the descriptor does not allow the protection
  * -ENOMEM  or whatever mmap gave
  *
@@ -257,7 +260,7 @@ bool dma_sg_is_mappable(struct dma *dma, const struct dma_sg *sg);
 /*
  * Copies sg->length bytes between buf and guest memory without messages, marking dirty what it
  * writes. -EINVAL zeroed, -ESTALE gone, -EFAULT truncated beneath us, -EIO file error or its end,
- * -ENOTSUP a message-mode entry, -EPERM to_guest but not looked up for writing.
+ * -EFBIG beyond the process's RLIMIT_FSIZE, -ENOTSUP a message-mode entry, -EPERM to_guest but not looked up for writing.
  */
 int dma_sg_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_guest);
 

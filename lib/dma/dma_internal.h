@@ -234,6 +234,12 @@ void cache_drop_range(struct dma_space *space, struct range range, struct afterm
 /* Kills the cached translations whose region was killed. */
 void cache_drop_orphans(struct dma *dma, struct aftermath *after);
 
+/*
+ * Protects a thread that has not been here before from truncated files: SIGBUS must not be blocked
+ * in it. Called where a thread comes by once.
+ */
+void thread_arrives(struct dma *dma);
+
 /* --- references, without the lock ----------------------------------------------------------- */
 
 /* False when the entry is not live in this generation any more. */

@@ -10,7 +10,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "util/limits.h"
 #include "util/log.h"
+#include "util/peer_file.h"
 
 /* Page sizes that a file may claim; anything else is a file system's I/O hint gone wild. */
 #define PAGE_SIZE_MAX (1ull << 34)
@@ -69,25 +71,28 @@ static int check_end(const struct memfile_want *want, const struct logger *log)
     return 0;
 }
 
-int memfile_probe(struct memfile_want *want, const struct logger *log)
+int memfile_probe(const struct memfile_set *set, struct memfile_want *want)
 {
     struct stat st;
-    int ret;
+    int ret = check_access(want, set->log);
 
-    if (fstat(want->fd, &st) < 0) {
-        log_err(log, "DMA map: fstat of fd %d: %s", want->fd, strerror(errno));
-        return -EINVAL;
+    /* Before any call that the file system of the file answers. */
+    if (ret == 0) {
+        ret = peer_file_check_memory(want->fd, set->limits->memory_files, set->log, "DMA map");
     }
-    ret = check_access(want, log);
     if (ret < 0) {
         return ret;
+    }
+    if (fstat(want->fd, &st) < 0) {
+        log_err(set->log, "DMA map: fstat of fd %d: %s", want->fd, strerror(errno));
+        return -EINVAL;
     }
     want->device = st.st_dev;
     want->inode = st.st_ino;
     want->has_size = S_ISREG(st.st_mode);
     want->file_size = (uint64_t)st.st_size;
     want->page_size = page_size_of(&st);
-    return check_end(want, log);
+    return check_end(want, set->log);
 }
 
 static size_t bucket_of(dev_t device, ino_t inode)
@@ -120,14 +125,11 @@ struct memfile *memfile_find(struct memfile_set *set, const struct memfile_want 
     return NULL;
 }
 
-static int map_span(struct memfile *file, int fd, uint64_t start, uint64_t end, uint64_t mapped)
+static int map_span(struct memfile *file, int fd, uint64_t start, uint64_t end)
 {
     size_t length = end - start;
     void *base;
 
-    if (length > MEMFILE_MAPPED_MAX - mapped) {
-        return -ENOMEM;
-    }
     base = mmap(NULL, length, PROT_READ | (file->writable ? PROT_WRITE : 0),
                 MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
     if (base == MAP_FAILED) {
@@ -145,25 +147,46 @@ static int map_span(struct memfile *file, int fd, uint64_t start, uint64_t end, 
     return 0;
 }
 
-static int map_file(struct memfile *file, const struct memfile_want *want, uint64_t mapped)
+/* The whole file, if that fits as well. */
+static int map_file(const struct memfile_set *set, struct memfile *file,
+                    const struct memfile_want *want)
 {
     uint64_t page = want->page_size;
+    uint64_t start = align_down(want->offset, page);
+    uint64_t end = align_up(want->offset + want->size, page);
+    uint64_t whole = want->has_size ? align_up(want->file_size, page) : 0;
+    uint64_t free_space = set->limits->value[VFU_LIMIT_ADDRESS_SPACE] - set->mapped;
+    int ret = limits_check(set->limits, VFU_LIMIT_MAPPED_FILES, set->nr_mapped, 1, set->log,
+                           "DMA map");
 
-    if (want->has_size && want->file_size <= MEMFILE_WHOLE_MAX && want->file_size > 0 &&
-        map_span(file, want->fd, 0, align_up(want->file_size, page), mapped) == 0) {
+    if (ret == 0) {
+        ret = limits_check(set->limits, VFU_LIMIT_ADDRESS_SPACE, set->mapped, end - start, set->log,
+                           "DMA map");
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    if (whole > 0 && whole <= MEMFILE_WHOLE_MAX && whole <= free_space &&
+        map_span(file, want->fd, 0, whole) == 0) {
         return 0;
     }
-    return map_span(file, want->fd, align_down(want->offset, page),
-                    align_up(want->offset + want->size, page), mapped);
+    return map_span(file, want->fd, start, end);
 }
 
-static int dup_fd(struct memfile *file, const struct memfile_want *want)
+static int dup_fd(const struct memfile_set *set, struct memfile *file,
+                  const struct memfile_want *want)
 {
+    int ret = limits_check(set->limits, VFU_LIMIT_IO_FILES, set->nr_io, 1, set->log, "DMA map");
+
+    if (ret < 0) {
+        return ret;
+    }
     file->fd = fcntl(want->fd, F_DUPFD_CLOEXEC, 0);
     return file->fd < 0 ? -errno : 0;
 }
 
-int memfile_open(const struct memfile_want *want, uint64_t mapped, struct memfile **out)
+int memfile_open(const struct memfile_set *set, const struct memfile_want *want,
+                 struct memfile **out)
 {
     struct memfile *file = calloc(1, sizeof(*file));
     int ret;
@@ -177,7 +200,7 @@ int memfile_open(const struct memfile_want *want, uint64_t mapped, struct memfil
     file->page_size = want->page_size;
     file->fd = -1;
     file->refs = 1;
-    ret = want->io ? dup_fd(file, want) : map_file(file, want, mapped);
+    ret = want->io ? dup_fd(set, file, want) : map_file(set, file, want);
     if (ret < 0) {
         free(file);
         return ret;
@@ -186,10 +209,17 @@ int memfile_open(const struct memfile_want *want, uint64_t mapped, struct memfil
     return 0;
 }
 
+/* Counts a file that the set gains (n is 1) or loses (-1). */
+static void count_file(struct memfile_set *set, const struct memfile *file, int n)
+{
+    *(file->base != NULL ? &set->nr_mapped : &set->nr_io) += (uint64_t)(int64_t)n;
+    set->mapped += (uint64_t)(int64_t)n * file->length;
+}
+
 void memfile_add(struct memfile_set *set, struct memfile *file)
 {
     LIST_INSERT_HEAD(&set->buckets[bucket_of(file->device, file->inode)], file, link);
-    set->mapped += file->length;
+    count_file(set, file, 1);
 }
 
 struct memfile *memfile_put(struct memfile_set *set, struct memfile *file)
@@ -198,7 +228,7 @@ struct memfile *memfile_put(struct memfile_set *set, struct memfile *file)
         return NULL;
     }
     LIST_REMOVE(file, link);
-    set->mapped -= file->length;
+    count_file(set, file, -1);
     return file;
 }
 
@@ -209,7 +239,7 @@ void memfile_close(struct memfile *file)
         munmap(file->base, file->length);
     }
     if (file->fd >= 0) {
-        close(file->fd);
+        peer_file_close(file->fd);
     }
     free(file);
 }

@@ -17,12 +17,12 @@
 #include <sys/queue.h>
 #include <sys/types.h>
 
-#include "dma/sigbus.h"
+#include "util/sigbus.h"
 
+struct limits;
 struct logger;
 
-#define MEMFILE_WHOLE_MAX (1ull << 40)   /* larger files are not mapped as a whole */
-#define MEMFILE_MAPPED_MAX (32ull << 40) /* address space for one context */
+#define MEMFILE_WHOLE_MAX (1ull << 40) /* larger files are not mapped as a whole */
 
 /* A mapping of a file, or, when base is NULL, a descriptor for pread and pwrite. */
 struct memfile {
@@ -45,6 +45,9 @@ struct memfile {
 struct memfile_set {
     LIST_HEAD(, memfile) buckets[MEMFILE_BUCKETS];
     uint64_t mapped; /* bytes of address space */
+    uint64_t nr_mapped, nr_io;
+    const struct limits *limits;
+    const struct logger *log;
 };
 
 /* What one DMA_MAP wants of its file. */
@@ -63,19 +66,21 @@ struct memfile_want {
 };
 
 /*
- * Looks at the descriptor and checks that the file has what is wanted. -EINVAL (no file, or the
- * range is beyond its end), -EACCES.
+ * Looks at the descriptor, and checks its kind and that the file has what is wanted. Returns 0,
+ * -EINVAL (no file, or the range is beyond its end), -EACCES, or -EPERM (memory may not be a file of
+ * this kind).
  */
-int memfile_probe(struct memfile_want *want, const struct logger *log);
+int memfile_probe(const struct memfile_set *set, struct memfile_want *want);
 
 /* A reference to what serves already, or NULL. */
 struct memfile *memfile_find(struct memfile_set *set, const struct memfile_want *want);
 
 /*
- * Makes what memfile_find did not find, with one reference; mapped is the set's count of it.
- * Negative errno of mmap or dup; -ENOMEM beyond MEMFILE_MAPPED_MAX.
+ * Makes what memfile_find did not find, with one reference. Returns 0, the negative errno of mmap or
+ * dup, or -ENOSPC beyond a limit. Only the control thread adds files to the set.
  */
-int memfile_open(const struct memfile_want *want, uint64_t mapped, struct memfile **out);
+int memfile_open(const struct memfile_set *set, const struct memfile_want *want,
+                 struct memfile **out);
 void memfile_add(struct memfile_set *set, struct memfile *file);
 
 /* Drops a reference. Returns the file when it was the last one, for memfile_close. */

@@ -20,19 +20,28 @@
 static _Atomic uint32_t nr_threads_seen;
 static __thread uint32_t thread_number __attribute__((tls_model("initial-exec")));
 
-static unsigned int my_shard(void)
+void thread_arrives(struct dma *dma)
+{
+    if (guard_this_thread()) {
+        log_warn(dma->log, "DMA: SIGBUS was blocked in a thread that accesses guest memory: "
+                           "unblocked, because the client can truncate its memory");
+    }
+}
+
+static unsigned int my_shard(struct dma *dma)
 {
     if (thread_number == 0) {
+        thread_arrives(dma);
         thread_number = 1 + atomic_fetch_add_explicit(&nr_threads_seen, 1, memory_order_relaxed);
     }
     return thread_number % REF_SHARDS;
 }
 
-static struct ref_cell *my_cell(struct dma_entry *entry)
+static struct ref_cell *my_cell(struct dma *dma, struct dma_entry *entry)
 {
     struct ref_shards *shards = atomic_load_explicit(&entry->shards, memory_order_acquire);
 
-    return shards == NULL ? &entry->refs : &shards->shard[my_shard()].cell;
+    return shards == NULL ? &entry->refs : &shards->shard[my_shard(dma)].cell;
 }
 
 /* References outstanding; may be too high while others come and go, never too low. */
@@ -259,7 +268,7 @@ void entry_abandon(struct dma *dma, struct dma_entry *entry, struct aftermath *a
     struct dma_entry *backing = finish(dma, entry, after);
 
     if (backing != NULL) {
-        atomic_fetch_add(&my_cell(backing)->puts, 1);
+        atomic_fetch_add(&my_cell(dma, backing)->puts, 1);
         finish_if_idle(dma, backing, after);
     }
 }
@@ -362,7 +371,7 @@ static void settle(struct dma *dma, struct dma_entry *entry)
 
 bool entry_get(struct dma *dma, struct dma_entry *entry, uint32_t generation)
 {
-    struct ref_cell *cell = my_cell(entry);
+    struct ref_cell *cell = my_cell(dma, entry);
 
     atomic_fetch_add(&cell->gets, 1);
     if (__builtin_expect(atomic_load(&entry->generation) == generation && live(generation), 1)) {
@@ -424,7 +433,7 @@ static bool undo_excess(struct dma *dma, struct dma_entry *entry, struct ref_cel
 
 void entry_put(struct dma *dma, struct dma_entry *entry, uint32_t generation)
 {
-    struct ref_cell *cell = my_cell(entry);
+    struct ref_cell *cell = my_cell(dma, entry);
     uint32_t puts;
 
     if (__builtin_expect(atomic_load(&entry->generation) - generation > 1, 0)) {

@@ -135,7 +135,6 @@ static int add_region(const struct map_request *req, struct dma_entry **region,
 static int find_file(struct map_request *req, struct aftermath *after)
 {
     struct dma *dma = req->space->dma;
-    uint64_t mapped = dma->files.mapped;
     struct memfile *file;
     int ret;
 
@@ -144,7 +143,7 @@ static int find_file(struct map_request *req, struct aftermath *after)
         return 0;
     }
     dma_unlock(dma, after);
-    ret = memfile_open(&req->want, mapped, &file);
+    ret = memfile_open(&dma->files, &req->want, &file);
     dma_lock(dma);
     if (ret == 0) {
         memfile_add(&dma->files, file);
@@ -192,7 +191,7 @@ static int probe(struct map_request *req)
         .offset = mapping->offset,
         .size = size,
     };
-    return memfile_probe(&req->want, req->space->dma->log);
+    return memfile_probe(&req->space->dma->files, &req->want);
 }
 
 /* Needs the lock, but lets go of it to open a file. */

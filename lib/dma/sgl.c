@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "dma/dma_internal.h"
@@ -241,6 +242,19 @@ static uint64_t file_offset(const struct dma_entry *entry)
     return entry->backing->target + (entry->target - entry->backing->first);
 }
 
+/*
+ * A write beyond RLIMIT_FSIZE would end the process by SIGXFSZ, even inside a file that is larger.
+ * The limit can change at any time, so it is asked for each time.
+ */
+static bool within_file_size_limit(off_t at, uint64_t length)
+{
+    struct rlimit limit;
+
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 &&
+           (limit.rlim_cur == RLIM_INFINITY ||
+            ((uint64_t)at <= limit.rlim_cur && length <= limit.rlim_cur - (uint64_t)at));
+}
+
 static int copy_file(const struct dma_entry *entry, const struct dma_sg *sg, uint8_t *buf,
                      bool to_guest)
 {
@@ -249,6 +263,9 @@ static int copy_file(const struct dma_entry *entry, const struct dma_sg *sg, uin
     int fd = entry->file->fd;
     ssize_t n;
 
+    if (to_guest && !within_file_size_limit(at, left)) {
+        return -EFBIG;
+    }
     while (left > 0) {
         n = to_guest ? pwrite(fd, buf, left, at) : pread(fd, buf, left, at);
         if (n < 0 && errno == EINTR) {

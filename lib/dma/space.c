@@ -46,6 +46,8 @@ int dma_create(const struct dma_config *config, struct dma **out)
     pthread_mutex_init(&dma->lock, NULL);
     dma->log = config->log;
     dma->max_regions = config->max_regions;
+    dma->files.limits = config->limits;
+    dma->files.log = config->log;
     btree_slab_init(&dma->nodes);
     slab_init(&dma->entries, sizeof(struct dma_entry), offsetof(struct dma_entry, link));
     slab_init(&dma->shards, sizeof(struct ref_shards), offsetof(struct ref_shards, link));
@@ -357,6 +359,9 @@ static int slow_lookup(struct dma_space *space, uint64_t addr, struct dma_hit *h
         if (!btree_valid(&space->index, seq)) {
             found = BTREE_TORN;
         } else if (found == BTREE_FOUND) {
+            if (hint.space_id == 0) {
+                thread_arrives(space->dma);
+            }
             hint = (struct hint){ space->id, seq, *hit };
         }
     }

@@ -3,6 +3,7 @@
 #include "session/channel.h"
 
 #include "util/clock.h"
+#include "util/peer_file.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -349,7 +350,7 @@ void channel_route_reply(struct session *s, struct channel *ch,
     }
     stream_consume(&ch->stream, hdr->msg_size, fds, &nr_fds, &lost);
     while (nr_fds > 0) {
-        close(fds[--nr_fds]);
+        peer_file_close(fds[--nr_fds]);
     }
 }
 

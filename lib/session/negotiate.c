@@ -4,6 +4,7 @@
 
 #include "libvfio-user.h"
 #include "util/clock.h"
+#include "util/peer_file.h"
 #include "wire/commands.h"
 #include "wire/quirks.h"
 
@@ -299,7 +300,7 @@ int negotiate(struct stream *stream, uint64_t deadline, const struct server_offe
     if (nr_fds > 0) {
         log_err(log, "VERSION: came with %zu file descriptors, must have none", nr_fds);
         while (nr_fds > 0) {
-            close(fds[--nr_fds]);
+            peer_file_close(fds[--nr_fds]);
         }
         return -EFAULT;
     }

@@ -2,6 +2,7 @@
 #include "session/request.h"
 
 #include "session/channel.h"
+#include "util/peer_file.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -55,7 +56,7 @@ void request_drop(struct request *req)
 {
     for (size_t i = 0; i < req->nr_fds; i++) {
         if (req->fds[i] != -1) {
-            close(req->fds[i]);
+            peer_file_close(req->fds[i]);
         }
     }
     if (req->heap) {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "transport/stream.h"
 
+#include "util/peer_file.h"
+
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
@@ -18,7 +20,7 @@
 static void close_fd(int fd)
 {
     if (fd != -1) {
-        close(fd);
+        peer_file_close(fd);
     }
 }
 
@@ -212,7 +214,7 @@ void stream_consume(struct stream *s, size_t n, int *fds, size_t *nr_fds, bool *
         } else if (taken < STREAM_MAX_FDS) {
             fds[taken++] = s->fds[i].fd;
         } else {
-            close(s->fds[i].fd);
+            peer_file_close(s->fds[i].fd);
         }
     }
     if (i > 0) {

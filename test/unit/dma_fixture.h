@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "dma/dma.h"
+#include "util/limits.h"
 #include "util/log.h"
 
 #define PAGE 4096ull
@@ -32,11 +33,17 @@ static inline int memory_file(uint64_t size)
     return fd;
 }
 
+/* Of the spaces that new_dma() makes; a test may change them. */
+static struct limits test_limits;
+
 static inline struct dma *new_dma(size_t max_regions)
 {
-    struct dma_config config = { .log = &silent, .max_regions = max_regions };
+    struct dma_config config = {
+        .log = &silent, .limits = &test_limits, .max_regions = max_regions
+    };
     struct dma *dma = NULL;
 
+    limits_init(&test_limits);
     assert_int_equal(dma_create(&config, &dma), 0);
     return dma;
 }

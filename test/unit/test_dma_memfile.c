@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/memfd.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -233,6 +234,36 @@ static void test_access_modes(void **state)
     close(path);
 }
 
+/* Only memory is taken, and what was allowed by its kind. */
+static void test_kinds_of_files(void **state)
+{
+    struct dma_space *space = space_of(state);
+    int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), pipes[2];
+
+    assert_true(zero >= 0 && maps >= 0);
+    assert_return_code(pipe2(pipes, O_CLOEXEC), 0);
+    assert_int_equal(map_file(space, 0, PAGE, zero, 0), -EPERM);
+    assert_int_equal(map_mode(space, 0, PAGE, maps, 0, PROT_READ, DMA_MODE_FILE_IO), -EPERM);
+    assert_int_equal(map_mode(space, 0, PAGE, pipes[0], 0, PROT_READ, DMA_MODE_MMAP), -EPERM);
+
+    test_limits.memory_files = strdup("xproc,device");
+    assert_int_equal(map_mode(space, 0, PAGE, maps, 0, PROT_READ, DMA_MODE_FILE_IO), -EPERM);
+    assert_int_equal(map_file(space, PAGE, PAGE, zero, 0), 0);
+    limits_destroy(&test_limits);
+
+    setenv("VFU_MEMORY_FILES", "ext9,proc", 1);
+    assert_int_equal(map_mode(space, 0, PAGE, maps, 0, PROT_READ, DMA_MODE_FILE_IO), 0);
+    assert_int_equal(map_file(space, 2 * PAGE, PAGE, zero, 0), -EPERM);
+    setenv("VFU_MEMORY_FILES", "any", 1);
+    assert_int_equal(map_file(space, 2 * PAGE, PAGE, zero, 0), 0);
+    unsetenv("VFU_MEMORY_FILES");
+    close(zero);
+    close(maps);
+    close(pipes[0]);
+    close(pipes[1]);
+}
+
 /* No size to map whole: just the range. */
 static void test_character_device(void **state)
 {
@@ -241,22 +272,13 @@ static void test_character_device(void **state)
     const vfu_dma_info_t *info;
 
     assert_true(fd >= 0);
+    test_limits.memory_files = strdup("device");
     assert_int_equal(map_file(space, 0, PAGE + 1, fd, 0), 0);
     info = info_at(space, 0);
     assert_int_equal(info->mapping.iov_len, 2 * PAGE);
     memset(info->vaddr, 1, PAGE + 1);
+    limits_destroy(&test_limits);
     close(fd);
-}
-
-static void test_not_mappable(void **state)
-{
-    int pipes[2];
-
-    assert_return_code(pipe2(pipes, O_CLOEXEC), 0);
-    assert_true(map_mode(space_of(state), 0, PAGE, pipes[0], 0, PROT_READ, DMA_MODE_MMAP) < 0);
-    assert_int_equal(dma_nr_regions(*state), 0);
-    close(pipes[0]);
-    close(pipes[1]);
 }
 
 /* A sparse file beyond the cap is mapped in pieces, not as a whole. */
@@ -272,36 +294,52 @@ static void test_huge_sparse_file(void **state)
     close(fd);
 }
 
-/* Whether this process can have as much address space as the cap: under TSan it cannot. */
-static bool cap_is_reachable(void)
-{
-    void *all = mmap(NULL, MEMFILE_MAPPED_MAX, PROT_NONE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+#define SPAN (1ull << 30)
 
-    if (all == MAP_FAILED) {
-        return false;
-    }
-    munmap(all, MEMFILE_MAPPED_MAX);
-    return true;
-}
-
-static void test_address_space_cap(void **state)
+/* Where the whole file does not fit into the limit, what was asked for does. */
+static void test_address_space_limit(void **state)
 {
     struct dma_space *space = space_of(state);
-    uint64_t step = DMA_MAX_REGION_SIZE, i;
-    int fd = memory_file(6 * DMA_MAX_REGION_SIZE);
+    int fd = memory_file(8 * SPAN), small = memory_file(PAGE);
+    uint64_t i;
 
-    if (!cap_is_reachable()) {
-        close(fd);
-        skip();
+    limits_set(&test_limits, VFU_LIMIT_ADDRESS_SPACE, 4 * SPAN);
+    for (i = 0; i < 4; i++) {
+        assert_int_equal(map_file(space, i * SPAN, SPAN, fd, i * SPAN), 0);
     }
-    for (i = 0; i < MEMFILE_MAPPED_MAX / step; i++) {
-        assert_int_equal(map_file(space, i * step, step, fd, i * step), 0);
-    }
-    assert_int_equal(map_file(space, i * step, step, fd, i * step), -ENOMEM);
-    /* What is mapped already can be used again. */
-    assert_int_equal(map_file(space, i * step, step, fd, 0), 0);
+    assert_int_equal(map_file(space, i * SPAN, SPAN, fd, i * SPAN), -ENOSPC);
+    assert_int_equal(map_file(space, i * SPAN, PAGE, small, 0), -ENOSPC);
+    /* What is mapped already can be used again, and what was unmapped is free. */
+    assert_int_equal(map_file(space, i * SPAN, SPAN, fd, 0), 0);
+    assert_int_equal(unmap(space, SPAN, SPAN), 1);
+    assert_int_equal(map_file(space, SPAN, PAGE, small, 0), 0);
     close(fd);
+    close(small);
+}
+
+static void check_number_of_files(struct dma_space *space, enum vfu_limit limit, enum dma_mode mode)
+{
+    int fds[3] = { memory_file(PAGE), memory_file(PAGE), memory_file(PAGE) };
+    uint64_t i;
+
+    limits_set(&test_limits, limit, 2);
+    for (i = 0; i < 3; i++) {
+        assert_int_equal(map_mode(space, i * PAGE, PAGE, fds[i], 0, RW, mode),
+                         i < 2 ? 0 : -ENOSPC);
+    }
+    assert_int_equal(map_mode(space, 3 * PAGE, PAGE, fds[1], 0, RW, mode), 0);
+    assert_int_equal(unmap(space, 0, PAGE), 1);
+    assert_int_equal(map_mode(space, 2 * PAGE, PAGE, fds[2], 0, RW, mode), 0);
+    dma_unmap_all(space, NULL, NULL, NULL);
+    for (i = 0; i < 3; i++) {
+        close(fds[i]);
+    }
+}
+
+static void test_number_of_files(void **state)
+{
+    check_number_of_files(space_of(state), VFU_LIMIT_MAPPED_FILES, DMA_MODE_MMAP);
+    check_number_of_files(space_of(state), VFU_LIMIT_IO_FILES, DMA_MODE_FILE_IO);
 }
 
 /* --- truncation ----------------------------------------------------------------------------- */
@@ -413,16 +451,23 @@ static int in_child(void (*body)(void))
     return status;
 }
 
-static void map_something(void)
+/* A space of a child, with a file of so many pages at 0. */
+static struct dma *map_in_child(uint64_t pages, int *fd)
 {
-    struct dma *dma;
-    struct dma_config config = { .log = &silent, .max_regions = 1 };
-    int fd = memfd_create("child", 0);
+    struct dma *dma = new_dma(1000);
 
-    if (dma_create(&config, &dma) < 0 || ftruncate(fd, PAGE) < 0 ||
-        map_file(dma_requester_space(dma), 0, PAGE, fd, 0) != 0) {
+    *fd = memory_file(pages * PAGE);
+    if (map_file(dma_requester_space(dma), 0, pages * PAGE, *fd, 0) != 0) {
         _exit(1);
     }
+    return dma;
+}
+
+static void map_something(void)
+{
+    int fd;
+
+    map_in_child(1, &fd);
 }
 
 /* A page of a file that is none of ours, and ends before it. */
@@ -488,6 +533,188 @@ static void test_foreign_faults_are_chained(void **state)
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 8);
 }
 
+/* Takes every mapping that the process may still have (vm.max_map_count). */
+static void use_up_mappings(void)
+{
+    int prot = PROT_NONE;
+
+    /* Neighbours differ, so that the kernel does not merge them. */
+    while (mmap(NULL, PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED) {
+        prot ^= PROT_READ;
+    }
+}
+
+static void truncate_without_mappings(void)
+{
+    int first, second;
+    struct dma *dma = map_in_child(64, &first);
+    struct dma_space *space = dma_requester_space(dma);
+    volatile uint8_t *one, *two;
+
+    second = memory_file(64 * PAGE);
+    if (map_file(space, SPAN, 64 * PAGE, second, 0) != 0) {
+        _exit(1);
+    }
+    one = info_at(space, 0)->vaddr;
+    two = info_at(space, SPAN)->vaddr;
+    use_up_mappings();
+    if (ftruncate(first, PAGE) < 0 || ftruncate(second, PAGE) < 0) {
+        _exit(2);
+    }
+    one[8 * PAGE] = 1;
+    two[8 * PAGE] = 2;
+    one[63 * PAGE] = two[63 * PAGE] = 3;
+    _exit(one[8 * PAGE] == 1 && two[8 * PAGE] == 2 && one[63 * PAGE] == 3 ? 42 : 3);
+}
+
+/* Replacing the whole mapping is refused, replacing the page is not. */
+static void truncate_with_little_memory(void)
+{
+    const struct rlimit little = { 64u << 20, 64u << 20 };
+    int fd;
+    struct dma *dma = map_in_child(SPAN / PAGE, &fd);
+    volatile uint8_t *at = info_at(dma_requester_space(dma), 0)->vaddr;
+
+    if (setrlimit(RLIMIT_DATA, &little) < 0 || ftruncate(fd, PAGE) < 0) {
+        _exit(2);
+    }
+    at[SPAN / 2] = 1;
+    at[SPAN - 1] = 2;
+    _exit(at[SPAN / 2] == 1 && at[SPAN - 1] == 2 ? 42 : 3);
+}
+
+struct blocked_access {
+    struct dma *dma;
+    struct dma_sg sg; /* of length 0: the thread looks it up itself */
+    int fd;
+};
+
+static void *access_truncated(void *arg)
+{
+    struct blocked_access *access = arg;
+    struct iovec iov;
+
+    if (access->sg.length == 0) {
+        access->sg = handle(dma_requester_space(access->dma), 0, PAGE, RW);
+    }
+    if (dma_sgl_get(access->dma, &access->sg, &iov, 1) != 0 || ftruncate(access->fd, 0) < 0) {
+        _exit(2);
+    }
+    memset(iov.iov_base, 1, PAGE);
+    return NULL;
+}
+
+/* A thread inherits that SIGBUS is blocked; its first lookup or reference unblocks the signal. */
+static void truncate_with_signal_blocked(uint64_t size, bool look_up)
+{
+    struct blocked_access access;
+    pthread_t thread;
+    sigset_t bus;
+
+    access.dma = map_in_child(size / PAGE, &access.fd);
+    access.sg = handle(dma_requester_space(access.dma), 0, PAGE, RW);
+    access.sg.length = look_up ? 0 : PAGE;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    pthread_sigmask(SIG_BLOCK, &bus, NULL);
+    if (pthread_create(&thread, NULL, access_truncated, &access) != 0 ||
+        pthread_join(thread, NULL) != 0) {
+        _exit(3);
+    }
+}
+
+static void truncate_after_blocked_lookup(void)
+{
+    truncate_with_signal_blocked(PAGE, true);
+}
+
+static void truncate_after_blocked_get(void)
+{
+    truncate_with_signal_blocked(4ull << 20, false);
+}
+
+static void test_truncation_kills_nobody(void **state)
+{
+    static void (*const bodies[])(void) = {
+        truncate_without_mappings,
+        truncate_with_little_memory,
+        truncate_after_blocked_lookup,
+        truncate_after_blocked_get,
+    };
+    size_t i;
+    int status;
+
+    (void)state;
+    for (i = 0; i < sizeof(bodies) / sizeof(bodies[0]); i++) {
+        status = in_child(bodies[i]);
+        if (!WIFEXITED(status) || WEXITSTATUS(status) != 42) {
+            fail_msg("attack %zu: wait status %#x", i, (unsigned int)status);
+        }
+    }
+}
+
+static struct sigaction ours;
+
+static void pass_on(int sig, siginfo_t *info, void *context)
+{
+    ours.sa_sigaction(sig, info, context);
+}
+
+/* Another library's handler passes on to ours, and ours to it: the fault still kills. */
+static void fault_between_two_handlers(void)
+{
+    struct sigaction theirs = { .sa_sigaction = pass_on, .sa_flags = SA_SIGINFO };
+    struct dma *dma;
+    int fd;
+
+    dma = map_in_child(1, &fd);
+    sigaction(SIGBUS, &theirs, &ours);
+    fd = memory_file(PAGE);
+    map_file(dma_requester_space(dma), SPAN, PAGE, fd, 0);
+    touch_foreign_page();
+}
+
+static void test_handlers_do_not_recurse(void **state)
+{
+    int status = in_child(fault_between_two_handlers);
+
+    (void)state;
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGBUS);
+}
+
+/* pwrite(2) beyond RLIMIT_FSIZE raises SIGXFSZ, though the file is that large already. */
+static void write_beyond_limit(void)
+{
+    const struct rlimit limit = { PAGE, PAGE };
+    struct dma_space *space = dma_requester_space(new_dma(1));
+    int fd = memory_file(4 * PAGE);
+    struct dma_sg sg, across;
+    uint64_t data = 1;
+
+    if (map_mode(space, 0, 4 * PAGE, fd, 0, RW, DMA_MODE_FILE_IO) != 0 ||
+        setrlimit(RLIMIT_FSIZE, &limit) < 0) {
+        _exit(1);
+    }
+    sg = handle(space, 2 * PAGE, sizeof(data), RW);
+    across = handle(space, PAGE - 4, sizeof(data), RW);
+    if (dma_sg_copy(dma_space_owner(space), &sg, &data, true) != -EFBIG ||
+        dma_sg_copy(dma_space_owner(space), &across, &data, true) != -EFBIG) {
+        _exit(2);
+    }
+    sg = handle(space, PAGE - sizeof(data), sizeof(data), RW);
+    _exit(dma_sg_copy(dma_space_owner(space), &sg, &data, true) == 0 ? 42 : 3);
+}
+
+static void test_file_size_limit(void **state)
+{
+    int status = in_child(write_beyond_limit);
+
+    (void)state;
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 42);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -501,12 +728,16 @@ int main(void)
         TEST(test_end_of_file),
         TEST(test_access_modes),
         TEST(test_character_device),
-        TEST(test_not_mappable),
+        TEST(test_kinds_of_files),
         TEST(test_huge_sparse_file),
-        TEST(test_address_space_cap),
+        TEST(test_address_space_limit),
+        TEST(test_number_of_files),
         TEST(test_truncation),
         TEST(test_copy_finds_truncation),
         TEST(test_huge_pages),
+        TEST(test_truncation_kills_nobody),
+        TEST(test_handlers_do_not_recurse),
+        TEST(test_file_size_limit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
