@@ -44,10 +44,15 @@ struct backend_io {
 /*
  * A regular file or a block device; its size is what it has now, and it must keep that.
  *
+ * The file is locked as long as it is open (an open file description lock on the whole file), so
+ * that nobody else opens it by accident: neither a backend of this or another process, nor QEMU.
+ *
  * @direct: past the page cache (O_DIRECT).
+ * @shared: backends that say so may open the same file.
  * @why: set when NULL is returned.
  */
-struct backend *backend_open_file(const char *path, bool direct, char *why, size_t why_len);
+struct backend *backend_open_file(const char *path, bool direct, bool shared, char *why,
+                                  size_t why_len);
 
 /* Zeros. */
 struct backend *backend_open_memory(uint64_t size, char *why, size_t why_len);

@@ -352,8 +352,23 @@ static void forget_cache(const struct file_backend *file)
     }
 }
 
+/* Returns 0 or a negative errno: -EAGAIN if somebody else has the file locked. */
+static int lock(int fd, bool shared)
+{
+    struct flock all = { .l_type = shared ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+
+    if (fcntl(fd, F_OFD_SETLK, &all) == 0) {
+        return 0;
+    }
+    if (errno == EAGAIN || errno == EACCES) {
+        return -EAGAIN;
+    }
+    /* A file system without locks protects nobody: only who says "shared" can mean that. */
+    return shared ? 0 : -errno;
+}
+
 /* Returns 0 or a negative errno. */
-static int file_open(struct file_backend *file, const char *path, bool direct)
+static int file_open(struct file_backend *file, const char *path, bool direct, bool shared)
 {
     int err;
 
@@ -362,6 +377,9 @@ static int file_open(struct file_backend *file, const char *path, bool direct)
         return -errno;
     }
     err = size_of(file->fd, &file->base.size);
+    if (err == 0) {
+        err = lock(file->fd, shared);
+    }
     if (err == 0 && direct) {
         file->direct_fd = open(path, O_RDWR | O_CLOEXEC | O_DIRECT);
         if (file->direct_fd < 0) {
@@ -373,7 +391,24 @@ static int file_open(struct file_backend *file, const char *path, bool direct)
     return err;
 }
 
-struct backend *backend_open_file(const char *path, bool direct, char *why, size_t why_len)
+static const char *open_fault(int err)
+{
+    switch (err) {
+    case -EINVAL:
+        return "neither a file nor a block device that can do it";
+    case -EAGAIN:
+        return "another server, namespace or program has locked it: all that serve it must say "
+               "\"shared\"";
+    case -ENOLCK:
+    case -EOPNOTSUPP:
+        return "its file system has no locks: say \"shared\" if nobody else writes it";
+    default:
+        return strerror(-err);
+    }
+}
+
+struct backend *backend_open_file(const char *path, bool direct, bool shared, char *why,
+                                  size_t why_len)
 {
     struct file_backend *file = calloc(1, sizeof(*file));
     int err = -ENOMEM;
@@ -381,13 +416,13 @@ struct backend *backend_open_file(const char *path, bool direct, char *why, size
     if (file != NULL) {
         file->base.ops = &file_ops;
         file->fd = file->direct_fd = -1;
-        err = file_open(file, path, direct);
+        err = file_open(file, path, direct, shared);
         if (err == 0) {
             return &file->base;
         }
         file_close(&file->base);
     }
     snprintf(why, why_len, "cannot open %s%s: %s", path, direct ? " for direct I/O" : "",
-             err == -EINVAL ? "neither a file nor a block device that can do it" : strerror(-err));
+             open_fault(err));
     return NULL;
 }

@@ -2,13 +2,8 @@
 /* Identify (NVMe 5.15). */
 #include "nvme.h"
 
-#include <stdio.h>
 #include <string.h>
 
-#define IEEE_OUI                                                                                   \
-    {                                                                                              \
-        0x00, 0x54, 0x52                                                                           \
-    } /* QEMU's, as is the PCI identity */
 #define MODEL "vfio-user NVMe controller"
 #define FIRMWARE "1.0"
 #define SHUTDOWN_US 1000000
@@ -30,8 +25,9 @@ static void identify_controller(struct command *cmd)
         .vid = hdr->id.vid,
         .ssvid = hdr->ss.vid,
         .rab = 6,
-        .ieee = IEEE_OUI,
+        .ieee = { NVME_OUI & 0xff, NVME_OUI >> 8 & 0xff, NVME_OUI >> 16 },
         .mdts = NVME_MDTS,
+        .cntlid = nvme->identity.cntlid,
         .ver = NVME_VERSION_1_4,
         .rtd3r = SHUTDOWN_US,
         .rtd3e = SHUTDOWN_US,
@@ -56,11 +52,10 @@ static void identify_controller(struct command *cmd)
         .psd = { { .max_power = 2500 } },
     };
 
-    put_text(id.sn, sizeof(id.sn), nvme->config.serial);
+    put_text(id.sn, sizeof(id.sn), nvme->identity.serial);
     put_text(id.mn, sizeof(id.mn), MODEL);
     put_text(id.fr, sizeof(id.fr), FIRMWARE);
-    snprintf(id.subnqn, sizeof(id.subnqn), "nqn.2014-08.org.nvmexpress:vfio-user:%s",
-             nvme->config.serial);
+    memcpy(id.subnqn, nvme->identity.subnqn, sizeof(nvme->identity.subnqn));
     data_reply(cmd, &id, sizeof(id));
 }
 
@@ -68,11 +63,15 @@ static void identify_namespace(struct command *cmd)
 {
     const struct namespace *ns = nvme_namespace(cmd->worker->nvme, cmd->sqe.nsid);
     struct nvme_identify_namespace id = { 0 };
+    const struct namespace_identity *names;
 
     if (ns == NULL) {
         command_fail(cmd, NVME_SC_INVALID_NAMESPACE, "there is no such namespace");
         return;
     }
+    names = &cmd->worker->nvme->identity.namespaces[ns->id - 1];
+    memcpy(id.nguid, names->nguid, sizeof(id.nguid));
+    memcpy(id.eui64, names->eui64, sizeof(id.eui64));
     id.nsze = ns->blocks;
     id.ncap = ns->blocks;
     id.nuse = ns->blocks;
@@ -97,16 +96,30 @@ static void active_list(struct command *cmd)
     data_reply(cmd, list, sizeof(list));
 }
 
+/* Appends a namespace identification descriptor (figure 249). Returns where the next one goes. */
+static uint8_t *add_descriptor(uint8_t *at, enum nvme_descriptor_type type, const uint8_t *id,
+                               uint8_t len)
+{
+    at[0] = (uint8_t)type;
+    at[1] = len;
+    memcpy(at + 4, id, len);
+    return at + 4 + len;
+}
+
 static void descriptors(struct command *cmd)
 {
     const struct namespace *ns = nvme_namespace(cmd->worker->nvme, cmd->sqe.nsid);
-    uint8_t list[NVME_IDENTIFY_SIZE] = { NVME_DESCRIPTOR_UUID, sizeof(ns->uuid) };
+    uint8_t list[NVME_IDENTIFY_SIZE] = { 0 }, *at = list;
+    const struct namespace_identity *id;
 
     if (ns == NULL) {
         command_fail(cmd, NVME_SC_INVALID_NAMESPACE, "there is no such namespace");
         return;
     }
-    memcpy(list + 4, ns->uuid, sizeof(ns->uuid));
+    id = &cmd->worker->nvme->identity.namespaces[ns->id - 1];
+    at = add_descriptor(at, NVME_DESCRIPTOR_EUI64, id->eui64, sizeof(id->eui64));
+    at = add_descriptor(at, NVME_DESCRIPTOR_NGUID, id->nguid, sizeof(id->nguid));
+    (void)add_descriptor(at, NVME_DESCRIPTOR_UUID, id->uuid, sizeof(id->uuid));
     data_reply(cmd, list, sizeof(list));
 }
 

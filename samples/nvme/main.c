@@ -15,12 +15,17 @@ static const char usage[] =
     "Serve an NVMe controller on a vfio-user socket.\n"
     "\n"
     "  -n, --namespace memory=SIZE[,block=512|4096]\n"
-    "  -n, --namespace file=PATH[,block=512|4096][,direct]\n"
+    "  -n, --namespace file=PATH[,block=512|4096][,direct][,shared]\n"
     "                        a disk: memory that is gone at the end, or a file or block\n"
-    "                        device; direct: past the page cache. SIZE as in 64M or 1G\n"
+    "                        device; direct: past the page cache; shared: others may serve\n"
+    "                        it, too. SIZE as in 64M or 1G. Also uuid=, nguid= and eui64=\n"
+    "                        with hexadecimal digits\n"
     "  -t, --threads N       threads for I/O, 1 to 16 (default 2)\n"
     "  -q, --queues N        I/O queues of each kind, 1 to 64 (default 64)\n"
     "  -s, --serial TEXT     serial number, up to 20 characters\n"
+    "  -N, --subnqn NQN      name of the NVM subsystem, up to 223 characters\n"
+    "  -c, --cntlid N        controller identifier, 1 to 65519\n"
+    "                        These are derived from the files, or random for memory\n"
     "  -p, --poll            let the client map the doorbells, and poll them\n"
     "  -i, --ioeventfd       let the client ring the doorbells by eventfds, without messages\n"
     "  -a, --ats             ask the client's IOMMU for translations, and cache them\n"
@@ -35,6 +40,8 @@ static const struct option long_options[] = {
     { "threads", required_argument, NULL, 't' },
     { "queues", required_argument, NULL, 'q' },
     { "serial", required_argument, NULL, 's' },
+    { "subnqn", required_argument, NULL, 'N' },
+    { "cntlid", required_argument, NULL, 'c' },
     { "poll", no_argument, NULL, 'p' },
     { "ioeventfd", no_argument, NULL, 'i' },
     { "ats", no_argument, NULL, 'a' },
@@ -100,12 +107,43 @@ static bool parse_block_size(const char *text, unsigned *size)
     return true;
 }
 
+/* False: it is no such item, or it is wrong, which *wrong says after a line on standard error. */
+static bool parse_name(const char *item, const char *value, struct namespace_config *ns, bool *wrong)
+{
+    const struct {
+        const char *item;
+        uint8_t *bytes;
+        size_t size;
+    } names[] = {
+        { "uuid", ns->identity.uuid, sizeof(ns->identity.uuid) },
+        { "nguid", ns->identity.nguid, sizeof(ns->identity.nguid) },
+        { "eui64", ns->identity.eui64, sizeof(ns->identity.eui64) },
+    };
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(item, names[i].item) != 0) {
+            continue;
+        }
+        if (identity_parse_hex(value, names[i].bytes, names[i].size)) {
+            return true;
+        }
+        fprintf(stderr, "nvme: %s takes %zu hexadecimal digits, not all 0, and not '%s'\n", item,
+                2 * names[i].size, value);
+        *wrong = true;
+    }
+    return false;
+}
+
 static bool parse_namespace_item(char *item, struct namespace_config *ns)
 {
     char *value = strchr(item, '=');
+    bool wrong = false;
 
     if (value != NULL) {
         *value++ = '\0';
+        if (parse_name(item, value, ns, &wrong) || wrong) {
+            return !wrong;
+        }
         if (strcmp(item, "file") == 0) {
             ns->path = value;
             return true;
@@ -119,10 +157,13 @@ static bool parse_namespace_item(char *item, struct namespace_config *ns)
     } else if (strcmp(item, "direct") == 0) {
         ns->direct = true;
         return true;
+    } else if (strcmp(item, "shared") == 0) {
+        ns->shared = true;
+        return true;
     }
     fprintf(stderr,
             "nvme: '%s' says nothing of a namespace: there are file=PATH, memory=SIZE, "
-            "block=512|4096 and direct\n",
+            "block=512|4096, direct, shared, uuid=, nguid= and eui64=\n",
             item);
     return false;
 }
@@ -146,15 +187,15 @@ static bool parse_namespace(char *text, struct nvme_config *config)
         fputs("nvme: a namespace is file=PATH or memory=SIZE, one of them\n", stderr);
         return false;
     }
-    if (ns->direct && ns->path == NULL) {
-        fputs("nvme: direct is for files\n", stderr);
+    if ((ns->direct || ns->shared) && ns->path == NULL) {
+        fputs("nvme: direct and shared are for files\n", stderr);
         return false;
     }
     config->nr_namespaces++;
     return true;
 }
 
-static bool parse_serial(const char *text, struct nvme_config *config)
+static bool parse_text(const char *option, const char *text, size_t most, const char **place)
 {
     size_t len = strlen(text);
 
@@ -163,11 +204,11 @@ static bool parse_serial(const char *text, struct nvme_config *config)
             len = 0;
         }
     }
-    if (len == 0 || len > 20) {
-        fputs("nvme: --serial takes 1 to 20 printable ASCII characters\n", stderr);
+    if (len == 0 || len > most) {
+        fprintf(stderr, "nvme: %s takes 1 to %zu printable ASCII characters\n", option, most);
         return false;
     }
-    config->serial = text;
+    *place = text;
     return true;
 }
 
@@ -198,7 +239,11 @@ static bool parse_option(int c, struct nvme_config *config, size_t *verbosity)
     case 'q':
         return parse_number("--queues", optarg, NVME_MAX_IO_QUEUES, &config->nr_queues);
     case 's':
-        return parse_serial(optarg, config);
+        return parse_text("--serial", optarg, IDENTITY_SERIAL_SIZE, &config->identity.serial);
+    case 'N':
+        return parse_text("--subnqn", optarg, IDENTITY_NQN_SIZE, &config->identity.subnqn);
+    case 'c':
+        return parse_number("--cntlid", optarg, IDENTITY_CNTLID_MAX, &config->identity.cntlid);
     case 'p':
         config->poll = true;
         return true;
@@ -225,7 +270,7 @@ static int parse_options(int argc, char **argv, struct nvme_config *config)
     size_t verbosity = 0;
     int c;
 
-    while ((c = getopt_long(argc, argv, "n:t:q:s:piarvh", long_options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "n:t:q:s:N:c:piarvh", long_options, NULL)) != -1) {
         if (c == 'h') {
             fputs(usage, stdout);
             return EXIT_SUCCESS;
@@ -253,8 +298,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     nvme->config = (struct nvme_config){ .nr_workers = 2,
-                                         .nr_queues = NVME_MAX_IO_QUEUES,
-                                         .serial = "vfio-user" };
+                                         .nr_queues = NVME_MAX_IO_QUEUES };
     status = parse_options(argc, argv, &nvme->config);
     if (status < 0 && server_start(nvme) != 0) {
         status = EXIT_FAILURE;

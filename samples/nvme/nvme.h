@@ -13,17 +13,19 @@
 #include "backend.h"
 #include "command.h"
 #include "controller.h"
+#include "identity.h"
 #include "libvfio-user-iommu.h"
 #include "libvfio-user.h"
 #include "queue.h"
 #include "worker.h"
 
 #define NVME_MAX_WORKERS 16u
-#define NVME_MAX_NAMESPACES 32u
+#define NVME_MAX_NAMESPACES IDENTITY_NAMESPACES
 #define NVME_PAGE_SHIFT 12u
 #define NVME_MAX_PAGE_SHIFT 16u
 #define NVME_MDTS 7u /* 512 KiB: 2^7 pages of the smallest size */
 #define NVME_MAX_TRANSFER ((uint64_t)1 << (NVME_MDTS + NVME_PAGE_SHIFT))
+#define NVME_OUI 0x525400 /* QEMU's, as is the PCI identity */
 #define NVME_MSI_VECTORS 32u
 /* With the doorbell page as many descriptors as clients take with a message that say nothing else. */
 #define NVME_MAX_BELLS 7u
@@ -33,6 +35,8 @@ struct namespace_config {
     uint64_t size;    /* of memory */
     unsigned block_size;
     bool direct;
+    bool shared; /* with other servers or namespaces */
+    struct namespace_identity identity; /* zeros: derived from the file, or random */
 };
 
 struct nvme_config {
@@ -41,7 +45,7 @@ struct nvme_config {
     unsigned nr_namespaces;
     unsigned nr_workers;
     unsigned nr_queues; /* for I/O, of each kind */
-    const char *serial;
+    struct identity_config identity;
     bool poll;
     bool ioeventfd;
     bool ats, pri;
@@ -55,7 +59,6 @@ struct namespace
     unsigned block_shift;
     uint64_t blocks;
     bool aligned; /* memory must be aligned for it */
-    uint8_t uuid[16];
     struct backend_io flush; /* at a shutdown */
     struct nvme *nvme;
 };
@@ -89,6 +92,8 @@ struct nvme {
 
     struct controller controller;
     struct admin admin;
+    /* Shown to the host, and what the next client is shown: a migration brings that of its source. */
+    struct identity identity, own_identity;
     struct namespace namespaces[NVME_MAX_NAMESPACES];
     unsigned nr_namespaces;
     struct worker workers[NVME_MAX_WORKERS];

@@ -33,6 +33,10 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
     if (type != VFU_RESET_DEVICE) {
         pci_reset(nvme);
     }
+    /* The names that came with a migration belong to that guest. */
+    if (type == VFU_RESET_LOST_CONN) {
+        nvme->identity = nvme->own_identity;
+    }
     return 0;
 }
 
@@ -106,6 +110,9 @@ int server_start(struct nvme *nvme)
     nvme->signal_fd = service_open_signals();
     controller_init(nvme);
     err = nvme->signal_fd < 0 ? -errno : queues_init(nvme);
+    if (err == 0) {
+        err = identity_init(nvme);
+    }
     if (err == 0) {
         err = admin_init(nvme);
     }

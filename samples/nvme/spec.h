@@ -277,6 +277,8 @@ _Static_assert(sizeof(struct nvme_identify_namespace) == NVME_IDENTIFY_SIZE, "id
 _Static_assert(__builtin_offsetof(struct nvme_identify_namespace, lbaf) == 128, "identify");
 
 enum nvme_descriptor_type {
+    NVME_DESCRIPTOR_EUI64 = 1,
+    NVME_DESCRIPTOR_NGUID = 2,
     NVME_DESCRIPTOR_UUID = 3,
 };
 

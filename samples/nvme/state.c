@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define MAGIC "vfunvme"
-#define VERSION 1
+#define VERSION 2
 
 struct saved_queue {
     uint64_t addr;
@@ -40,6 +40,7 @@ struct saved_state {
     uint64_t asq, acq;
     uint64_t shadow_values, shadow_wanted;
     uint8_t shadow_on, write_cache, reserved[6];
+    struct identity identity;
     struct features features; /* its timestamp is the one of now */
     struct async_events events;
     struct saved_queue cqs[NVME_MAX_QUEUES], sqs[NVME_MAX_QUEUES];
@@ -66,6 +67,7 @@ static void save_admin(struct nvme *nvme, struct saved_state *s)
 {
     const struct shadow_doorbells *shadow = &nvme->admin.shadows[0];
 
+    s->identity = nvme->identity;
     s->features = nvme->admin.features;
     features_freeze_timestamp(&s->features);
     s->events = nvme->admin.events;
@@ -259,6 +261,9 @@ static const char *admin_fault(const struct saved_state *s)
     if (s->shadow_on && (s->shadow_values % RING_PAGE != 0 || s->shadow_wanted % RING_PAGE != 0)) {
         return "shadow doorbells are not aligned";
     }
+    if (!identity_valid(&s->identity)) {
+        return "its serial number or NQN has no end";
+    }
     if (NVME_CC_MPS(s->cc) > NVME_MAX_PAGE_SHIFT - NVME_PAGE_SHIFT) {
         return "its pages are too large";
     }
@@ -296,6 +301,7 @@ static void load_registers(struct nvme *nvme, const struct saved_state *s)
 
 static void load_admin(struct nvme *nvme, const struct saved_state *s)
 {
+    nvme->identity = s->identity;
     nvme->admin.features = s->features;
     features_thaw_timestamp(&nvme->admin.features);
     nvme->admin.events = s->events;

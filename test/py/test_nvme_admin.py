@@ -13,7 +13,7 @@ from vfiouser.nvme_spec import (ADMIN_GET_FEATURES, ADMIN_GET_LOG, ADMIN_IDENTIF
                                 FEAT_ERROR_RECOVERY, FEAT_POWER, FEAT_QUEUES, FEAT_TEMPERATURE,
                                 FEAT_VECTOR, FEAT_WRITE_CACHE, FEATURE_NOT_CHANGEABLE,
                                 FEATURE_NOT_SAVEABLE, INVALID_FIELD, INVALID_LOG_PAGE,
-                                INVALID_NAMESPACE, INVALID_OPCODE, IO_READ, LBA_OUT_OF_RANGE,
+                                INVALID_NAMESPACE, INVALID_OPCODE, IO_COMPARE, IO_READ, LBA_OUT_OF_RANGE,
                                 LOG_ERROR, LOG_FIRMWARE, LOG_SMART, PAGE, PRP_OFFSET, SUCCESS)
 from vfiouser.wire import CONFIG
 
@@ -262,6 +262,18 @@ def test_smart_log(nvme, disk):
 
     assert field(after, 64) - field(before, 64) == 2, "reads"
     assert field(after, 80) - field(before, 80) == 1, "writes"
+
+
+def test_smart_counts_compare(nvme, disk):
+    """As a read, and what it reads as data read (figure 194)."""
+    data = nvme.put_data(pattern(4096))
+    before = get_log(nvme, LOG_SMART, 512)
+    for i in range(200):
+        disk.run(IO_COMPARE, i, data, 4096)
+    after = get_log(nvme, LOG_SMART, 512)
+    for field, change in ((32, 2), (64, 200)):
+        old, new = (int.from_bytes(log[field:field + 16], "little") for log in (before, after))
+        assert new - old == change, field
 
 
 def test_smart_counts_units_of_1000_blocks(nvme, disk):

@@ -145,6 +145,13 @@ def test_verify(sq, oncs):
     sq.ok(IO_VERIFY, nsid=1, cdw10=5, cdw12=100)
 
 
+def test_verify_is_not_bounded_by_mdts(sq):
+    """No data is transferred (6.14): as many blocks as the command can name."""
+    sq.ok(IO_VERIFY, nsid=1, cdw12=65535)
+    completion = sq.run(IO_VERIFY, nsid=1, cdw10=(64 << 20) // 512 - 65535, cdw12=65535)
+    assert completion.status == LBA_OUT_OF_RANGE
+
+
 def dsm(nvme, sq, ranges, attributes=4):
     data = b"".join(struct.pack("<IIQ", 0, blocks, lba) for lba, blocks in ranges)
     return sq.run(IO_DSM, nsid=1, prp1=nvme.put_data(data), cdw10=len(ranges) - 1,

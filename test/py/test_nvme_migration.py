@@ -56,7 +56,7 @@ class Pair:
 
     def __init__(self, start_nvme, path, threads=("2", "2"), options=()):
         path.write_bytes(bytes(64 << 20))
-        self.servers = [start_nvme("--namespace", f"file={path}", "--threads", n, *options)
+        self.servers = [start_nvme("--namespace", f"file={path},shared", "--threads", n, *options)
                         for n in threads]
         self.nvme = Nvme(self.servers[0].client())
 

@@ -87,7 +87,8 @@ static int setup(void **state)
         f->backend = backend_open_memory(SIZE, why, sizeof(why));
     } else {
         make_file(f, variant->kind);
-        f->backend = backend_open_file(f->path, variant->kind == DIRECT, why, sizeof(why));
+        f->backend = backend_open_file(f->path, variant->kind == DIRECT, false, why,
+                                       sizeof(why));
     }
     if (f->backend == NULL) {
         fail_msg("%s", why);
@@ -499,7 +500,7 @@ static void test_open_errors(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(paths) / sizeof(*paths); i++) {
         why[0] = '\0';
-        assert_null(backend_open_file(paths[i], false, why, sizeof(why)));
+        assert_null(backend_open_file(paths[i], false, false, why, sizeof(why)));
         assert_non_null(strstr(why, paths[i]));
     }
     why[0] = '\0';
@@ -507,6 +508,28 @@ static void test_open_errors(void **state)
     assert_true(why[0] != '\0');
     backend_close(NULL);
     backend_queue_destroy(NULL);
+}
+
+/* Locks are per open file: they keep out others of the same process. */
+static void test_locks(void **state)
+{
+    struct fixture f;
+    char why[256] = "";
+
+    (void)state;
+    make_file(&f, PAGE_CACHE);
+    for (unsigned i = 0; i < 4; i++) {
+        bool first_shared = (i & 1) != 0, second_shared = (i & 2) != 0;
+        struct backend *first = backend_open_file(f.path, false, first_shared, why, sizeof(why));
+        struct backend *second = backend_open_file(f.path, false, second_shared, why, sizeof(why));
+
+        assert_non_null(first);
+        assert_int_equal(second != NULL, first_shared && second_shared);
+        backend_close(second);
+        backend_close(first);
+    }
+    unlink(f.path);
+    close(f.fd);
 }
 
 /* In a child: io_uring is refused from now on, as containers do it. */
@@ -584,6 +607,7 @@ int main(void)
         TEST(test_failing_calls, file),
         TEST(test_zeroes_fua, file),
         cmocka_unit_test(test_open_errors),
+        cmocka_unit_test(test_locks),
         cmocka_unit_test(test_refused_uring),
     };
 
