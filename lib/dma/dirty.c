@@ -2,10 +2,15 @@
 /*
  * Which pages of guest memory the device has written.
  *
- * A map has one bit for each 4 KiB of its region, whatever page size the client logs or reports
- * with: larger pages collect several bits, smaller ones repeat one. So a map is made once in the
- * life of a region, and a thread that marks never meets one that is being exchanged. It stays
- * with the region, and is cleared when logging starts again.
+ * A region's map has one bit for each 4 KiB, whatever page size the client logs or reports with:
+ * larger pages collect several bits, smaller ones repeat one. The bits are in leaves of
+ * LEAF_BITS. The map and its leaves are made by the first mark that needs them, so that the start of
+ * logging and a report cost nothing for memory that the device does not write, however much of it a
+ * client maps.
+ *
+ * Both stay as long as the region: a thread that marks never meets one that is being exchanged. A
+ * leaf has the number of the start of logging that its bits are of. The first mark after another
+ * start clears it, under the lock.
  */
 
 #include <errno.h>
@@ -14,26 +19,122 @@
 #include <string.h>
 
 #include "dma/dma_internal.h"
+#include "util/limits.h"
 #include "util/log.h"
 
 #define PAGE_SHIFT 12
 #define WORD_BITS 64
 
-struct dirty_map {
-    uint64_t nr_bits;
-    _Atomic uint64_t words[];
+#define LEAF_WORDS 512
+#define LEAF_BITS ((uint64_t)LEAF_WORDS * WORD_BITS) /* pages of 128 MiB */
+
+struct dirty_leaf {
+    _Atomic uint64_t epoch;
+    _Atomic uint64_t words[]; /* LEAF_WORDS; in a map's last leaf, as many as are needed */
 };
 
-struct dirty_map *dirty_map_new(uint64_t size)
-{
-    uint64_t nr_bits = ((size - 1) >> PAGE_SHIFT) + 1;
-    uint64_t nr_words = (nr_bits - 1) / WORD_BITS + 1;
-    struct dirty_map *map = calloc(1, sizeof(*map) + nr_words * sizeof(map->words[0]));
+struct dirty_map {
+    uint64_t nr_bits;
+    struct dma_entry *region;
+    LIST_ENTRY(dirty_map) link;
+    _Atomic(struct dirty_leaf *) leaves[];
+};
 
-    if (map != NULL) {
-        map->nr_bits = nr_bits;
+/* --- sizes ---------------------------------------------------------------------------------- */
+
+static uint64_t nr_bits_of(uint64_t size)
+{
+    return ((size - 1) >> PAGE_SHIFT) + 1;
+}
+
+static uint64_t nr_leaves(uint64_t nr_bits)
+{
+    return (nr_bits - 1) / LEAF_BITS + 1;
+}
+
+static uint64_t words_in_leaf(uint64_t nr_bits, uint64_t leaf)
+{
+    uint64_t words = (nr_bits - leaf * LEAF_BITS - 1) / WORD_BITS + 1;
+
+    return words < LEAF_WORDS ? words : LEAF_WORDS;
+}
+
+static uint64_t leaf_bytes(uint64_t words)
+{
+    return sizeof(struct dirty_leaf) + words * sizeof(uint64_t);
+}
+
+static uint64_t map_bytes(uint64_t nr_bits)
+{
+    return sizeof(struct dirty_map) + nr_leaves(nr_bits) * sizeof(struct dirty_leaf *);
+}
+
+/* What a region needs when every page is dirty. */
+static uint64_t bytes_needed(uint64_t size)
+{
+    uint64_t bits = nr_bits_of(size);
+
+    return map_bytes(bits) + nr_leaves(bits) * sizeof(struct dirty_leaf) +
+           ((bits - 1) / WORD_BITS + 1) * sizeof(uint64_t);
+}
+
+/* --- regions come and go -------------------------------------------------------------------- */
+
+static unsigned int log2_of(uint64_t size)
+{
+    return 63 - (unsigned int)__builtin_clzll(size);
+}
+
+static int check_limit(struct dma *dma, uint64_t more, const char *what)
+{
+    return limits_check(dma->files.limits, VFU_LIMIT_DIRTY_BITMAPS, dma->dirty.bytes, more,
+                        dma->log, what);
+}
+
+int dirty_check_region(struct dma *dma, uint64_t size)
+{
+    uint64_t page = dma_dirty_page_size(dma);
+
+    if (page == 0) {
+        return 0;
     }
-    return map;
+    if (size < page) {
+        log_err(dma->log,
+                "DMA map: size %#" PRIx64 " is smaller than the dirty logging page, %#" PRIx64,
+                size, page);
+        return -EINVAL;
+    }
+    return check_limit(dma, bytes_needed(size), "DMA map while dirty pages are logged");
+}
+
+void dirty_region_added(struct dma *dma, const struct dma_entry *region)
+{
+    uint64_t size = range_size(entry_range(region));
+
+    dma->dirty.bytes += bytes_needed(size);
+    dma->dirty.nr_of_size[log2_of(size)]++;
+}
+
+void dirty_region_removed(struct dma *dma, const struct dma_entry *region)
+{
+    dma->dirty.nr_of_size[log2_of(range_size(entry_range(region)))]--;
+}
+
+void dirty_region_finished(struct dma *dma, struct dma_entry *region)
+{
+    struct dirty_map *map = atomic_load_explicit(&region->dirty, memory_order_relaxed);
+    uint64_t i;
+
+    dma->dirty.bytes -= bytes_needed(range_size(entry_range(region)));
+    if (map == NULL) {
+        return;
+    }
+    for (i = 0; i < nr_leaves(map->nr_bits); i++) {
+        free(atomic_load_explicit(&map->leaves[i], memory_order_relaxed));
+    }
+    LIST_REMOVE(map, link);
+    dma->dirty.nr_maps--;
+    free(map);
 }
 
 static struct dirty_map *map_of(const struct dma_entry *region)
@@ -43,7 +144,7 @@ static struct dirty_map *map_of(const struct dma_entry *region)
 
 uint64_t dma_dirty_page_size(struct dma *dma)
 {
-    return atomic_load_explicit(&dma->dirty_page, memory_order_acquire);
+    return atomic_load_explicit(&dma->dirty.page_size, memory_order_acquire);
 }
 
 static bool is_power_of_two(uint64_t value)
@@ -68,11 +169,112 @@ static uint64_t mask_in_word(uint64_t word, uint64_t first, uint64_t last)
 
 /* --- marking -------------------------------------------------------------------------------- */
 
+/* Needs the lock. */
+static struct dirty_map *make_map(struct dma *dma, struct dma_entry *region)
+{
+    uint64_t nr_bits = nr_bits_of(range_size(entry_range(region)));
+    struct dirty_map *map = calloc(1, map_bytes(nr_bits));
+
+    if (map == NULL) {
+        return NULL;
+    }
+    map->nr_bits = nr_bits;
+    map->region = region;
+    LIST_INSERT_HEAD(&dma->dirty.maps, map, link);
+    dma->dirty.nr_maps++;
+    atomic_store_explicit(&region->dirty, map, memory_order_release);
+    return map;
+}
+
+/* Needs the lock. Leaves nothing but this epoch's bits in the leaf. */
+static void renew_leaf(struct dirty_leaf *leaf, uint64_t words, uint64_t epoch)
+{
+    uint64_t i;
+
+    if (atomic_load_explicit(&leaf->epoch, memory_order_relaxed) == epoch) {
+        return;
+    }
+    for (i = 0; i < words; i++) {
+        atomic_store_explicit(&leaf->words[i], 0, memory_order_relaxed);
+    }
+    atomic_store_explicit(&leaf->epoch, epoch, memory_order_release);
+}
+
+/* The leaf with this number, made if need be; NULL when out of memory. Needs the lock. */
+static struct dirty_leaf *make_leaf(struct dma *dma, struct dma_entry *region, uint64_t number)
+{
+    struct dirty_map *map = map_of(region);
+    struct dirty_leaf *leaf;
+    uint64_t words;
+
+    if (map == NULL) {
+        map = make_map(dma, region);
+    }
+    if (map == NULL) {
+        return NULL;
+    }
+    words = words_in_leaf(map->nr_bits, number);
+    leaf = atomic_load_explicit(&map->leaves[number], memory_order_relaxed);
+    if (leaf == NULL) {
+        leaf = calloc(1, leaf_bytes(words));
+    }
+    if (leaf != NULL) {
+        renew_leaf(leaf, words, atomic_load(&dma->dirty.epoch));
+        atomic_store_explicit(&map->leaves[number], leaf, memory_order_release);
+    }
+    return leaf;
+}
+
+/* Without memory for the marks, every page counts as dirty until logging starts again. */
+static void lose_marks(struct dma *dma)
+{
+    uint64_t epoch = atomic_load(&dma->dirty.epoch);
+
+    if (atomic_exchange(&dma->dirty.lost, epoch) != epoch) {
+        log_err(dma->log, "dirty logging: no memory to mark pages: all are reported as dirty");
+    }
+}
+
+/* A leaf of this epoch, or NULL. */
+static struct dirty_leaf *current_leaf(struct dma *dma, const struct dma_entry *region,
+                                       uint64_t number)
+{
+    struct dirty_map *map = map_of(region);
+    struct dirty_leaf *leaf;
+
+    if (map == NULL) {
+        return NULL;
+    }
+    leaf = atomic_load_explicit(&map->leaves[number], memory_order_acquire);
+    if (leaf == NULL || atomic_load_explicit(&leaf->epoch, memory_order_acquire) !=
+                            atomic_load_explicit(&dma->dirty.epoch, memory_order_acquire)) {
+        return NULL;
+    }
+    return leaf;
+}
+
+/* A leaf to mark pages in, or NULL when out of memory. */
+static struct dirty_leaf *find_leaf(struct dma *dma, struct dma_entry *region, uint64_t number)
+{
+    struct dirty_leaf *leaf = current_leaf(dma, region, number);
+    struct aftermath after = { 0 };
+
+    if (leaf == NULL) {
+        dma_lock(dma);
+        leaf = make_leaf(dma, region, number);
+        dma_unlock(dma, &after);
+    }
+    if (leaf == NULL) {
+        lose_marks(dma);
+    }
+    return leaf;
+}
+
 void dirty_mark(struct dma *dma, const struct dma_entry *entry, uint64_t offset, uint64_t length)
 {
-    const struct dma_entry *region = entry;
-    uint64_t first, last, word;
-    struct dirty_map *map;
+    struct dma_entry *region = (struct dma_entry *)(uintptr_t)entry;
+    uint64_t first, last, word, nr_bits;
+    struct dirty_leaf *leaf = NULL;
 
     if (dma_dirty_page_size(dma) == 0 || length == 0) {
         return;
@@ -81,77 +283,58 @@ void dirty_mark(struct dma *dma, const struct dma_entry *entry, uint64_t offset,
         region = entry->backing;
         offset += entry->target - region->first;
     }
-    map = map_of(region);
-    if (map == NULL) {
+    if (region->file == NULL) {
         return;
     }
     first = offset >> PAGE_SHIFT;
     last = (offset + length - 1) >> PAGE_SHIFT;
-    if (last >= map->nr_bits) {
-        last = map->nr_bits - 1;
+    nr_bits = nr_bits_of(range_size(entry_range(region)));
+    if (last >= nr_bits) {
+        last = nr_bits - 1;
     }
     for (word = first / WORD_BITS; word <= last / WORD_BITS; word++) {
-        atomic_fetch_or_explicit(&map->words[word], mask_in_word(word, first, last),
+        if (leaf == NULL || word % LEAF_WORDS == 0) {
+            leaf = find_leaf(dma, region, word / LEAF_WORDS);
+        }
+        if (leaf == NULL) {
+            return;
+        }
+        atomic_fetch_or_explicit(&leaf->words[word % LEAF_WORDS], mask_in_word(word, first, last),
                                  memory_order_release);
     }
 }
 
 /* --- switching ------------------------------------------------------------------------------ */
 
-struct start {
-    uint64_t page_size;
-    int ret;
-};
-
-static void clear_map(struct dirty_map *map)
+/* Whether some region with a file is smaller than a page. Needs the lock. */
+static bool has_smaller_region(const struct dma *dma, uint64_t page_size)
 {
-    uint64_t word;
+    unsigned int i;
 
-    for (word = 0; word <= (map->nr_bits - 1) / WORD_BITS; word++) {
-        /* Untouched pages of a large map stay untouched. */
-        if (atomic_load_explicit(&map->words[word], memory_order_relaxed) != 0) {
-            atomic_store_explicit(&map->words[word], 0, memory_order_relaxed);
+    for (i = 0; i < log2_of(page_size); i++) {
+        if (dma->dirty.nr_of_size[i] > 0) {
+            return true;
         }
     }
+    return false;
 }
 
-static int start_region(struct dma *dma, struct dma_entry *region, uint64_t page_size)
+static int start_locked(struct dma *dma, uint64_t page_size)
 {
-    uint64_t size = range_size(entry_range(region));
-    struct dirty_map *map = map_of(region);
-
-    if (region->file == NULL) {
-        return 0;
-    }
-    if (size < page_size) {
+    if (has_smaller_region(dma, page_size)) {
         log_err(dma->log,
-                "dirty logging: page size %#" PRIx64 " is larger than the region at %#" PRIx64,
-                page_size, region->first);
+                "dirty logging: page size %#" PRIx64 " is larger than some region: refused",
+                page_size);
         return -EINVAL;
     }
-    if (map != NULL) {
-        clear_map(map);
-        return 0;
-    }
-    map = dirty_map_new(size);
-    atomic_store_explicit(&region->dirty, map, memory_order_release);
-    return map == NULL ? -ENOMEM : 0;
-}
-
-static void start_space(struct dma_space *space, void *arg)
-{
-    struct start *start = arg;
-    struct dma_entry *region = dma_region_at_or_after(space, 0);
-
-    for (; region != NULL && start->ret == 0; region = dma_region_next(space, region)) {
-        start->ret = start_region(space->dma, region, start->page_size);
-    }
+    return check_limit(dma, 0, "start of dirty logging");
 }
 
 int dma_dirty_start(struct dma *dma, uint64_t page_size)
 {
-    struct start start = { .page_size = page_size };
     uint64_t on = dma_dirty_page_size(dma);
+    struct aftermath after = { 0 };
+    int ret;
 
     if (!is_power_of_two(page_size) || (on != 0 && on != page_size)) {
         log_err(dma->log, "dirty logging: page size %#" PRIx64 " while logging with %#" PRIx64,
@@ -161,16 +344,19 @@ int dma_dirty_start(struct dma *dma, uint64_t page_size)
     if (on != 0) {
         return 0;
     }
-    dma_for_each_space(dma, start_space, &start);
-    if (start.ret == 0) {
-        atomic_store_explicit(&dma->dirty_page, page_size, memory_order_release);
+    dma_lock(dma);
+    ret = start_locked(dma, page_size);
+    dma_unlock(dma, &after);
+    if (ret == 0) {
+        atomic_fetch_add(&dma->dirty.epoch, 1);
+        atomic_store_explicit(&dma->dirty.page_size, page_size, memory_order_release);
     }
-    return start.ret;
+    return ret;
 }
 
 void dma_dirty_stop(struct dma *dma)
 {
-    atomic_store_explicit(&dma->dirty_page, 0, memory_order_release);
+    atomic_store_explicit(&dma->dirty.page_size, 0, memory_order_release);
 }
 
 /* --- reporting ------------------------------------------------------------------------------ */
@@ -231,37 +417,90 @@ static void report_word(const struct dma_dirty_report *report, struct range regi
     }
 }
 
+/* The pages of a region that a report looks at, and those of them that it clears. */
+struct pages {
+    uint64_t first, last;
+    uint64_t clear_first, clear_end;
+};
+
 /*
- * Reports one region. A bit is cleared only if the report covers its whole page (or what of it is
- * in the region): the rest of a page that straddles the border must still be found by the next.
+ * A bit is cleared only if the report covers its whole page (or what of it is in the region): the
+ * rest of a page that straddles the border must still be found by the next.
  */
+static struct pages pages_of(const struct dma_dirty_report *report, struct range region,
+                             uint64_t nr_bits)
+{
+    uint64_t from = report->range.first > region.first ? report->range.first - region.first : 0;
+    uint64_t to = report->range.last < region.last ? report->range.last : region.last;
+
+    to -= region.first;
+    return (struct pages){
+        .first = from >> PAGE_SHIFT,
+        .last = to >> PAGE_SHIFT,
+        .clear_first = (from + (1u << PAGE_SHIFT) - 1) >> PAGE_SHIFT,
+        .clear_end = report->range.last >= region.last ? nr_bits : (to + 1) >> PAGE_SHIFT,
+    };
+}
+
+static void report_leaf(const struct dma_dirty_report *report, struct range region,
+                        struct dirty_leaf *leaf, uint64_t number, const struct pages *pages)
+{
+    uint64_t start = number * LEAF_WORDS, word = pages->first / WORD_BITS;
+    uint64_t last = pages->last / WORD_BITS, mask, clear, bits;
+
+    word = word > start ? word : start;
+    last = last < start + LEAF_WORDS - 1 ? last : start + LEAF_WORDS - 1;
+    for (; word <= last; word++) {
+        _Atomic uint64_t *at = &leaf->words[word - start];
+
+        if (atomic_load_explicit(at, memory_order_relaxed) == 0) {
+            continue;
+        }
+        mask = mask_in_word(word, pages->first, pages->last);
+        clear = 0;
+        if (pages->clear_first < pages->clear_end && pages->clear_first < (word + 1) * WORD_BITS &&
+            pages->clear_end > word * WORD_BITS) {
+            clear = mask_in_word(word, pages->clear_first, pages->clear_end - 1);
+        }
+        bits = atomic_fetch_and_explicit(at, ~clear, memory_order_acq_rel);
+        report_word(report, region, word, bits & mask);
+    }
+}
+
+static void report_lost(const struct dma_dirty_report *report, struct range region)
+{
+    struct range both = report->range;
+
+    both.first = both.first > region.first ? both.first : region.first;
+    both.last = both.last < region.last ? both.last : region.last;
+    report_bytes(report, both);
+}
+
 void dma_dirty_report_region(const struct dma_dirty_report *report, const struct dma_entry *entry)
 {
-    struct range region = entry_range(entry), range = report->range;
-    struct dirty_map *map = map_of(entry);
-    uint64_t first, last, clear_first, clear_end, word, mask, clear, bits;
+    struct range region = entry_range(entry);
+    struct dma *dma = report->dma;
+    struct dirty_map *map;
+    struct dirty_leaf *leaf;
+    struct pages pages;
+    uint64_t number;
 
+    if (entry->file == NULL) {
+        return;
+    }
+    if (atomic_load(&dma->dirty.lost) == atomic_load(&dma->dirty.epoch)) {
+        report_lost(report, region);
+    }
+    map = map_of(entry);
     if (map == NULL) {
         return;
     }
-    range.first = range.first > region.first ? range.first - region.first : 0;
-    range.last = (range.last < region.last ? range.last : region.last) - region.first;
-    first = range.first >> PAGE_SHIFT;
-    last = range.last >> PAGE_SHIFT;
-    clear_first = (range.first + (1u << PAGE_SHIFT) - 1) >> PAGE_SHIFT;
-    clear_end = report->range.last >= region.last ? map->nr_bits : (range.last + 1) >> PAGE_SHIFT;
-    for (word = first / WORD_BITS; word <= last / WORD_BITS; word++) {
-        if (atomic_load_explicit(&map->words[word], memory_order_relaxed) == 0) {
-            continue;
+    pages = pages_of(report, region, map->nr_bits);
+    for (number = pages.first / LEAF_BITS; number <= pages.last / LEAF_BITS; number++) {
+        leaf = current_leaf(dma, entry, number);
+        if (leaf != NULL) {
+            report_leaf(report, region, leaf, number, &pages);
         }
-        mask = mask_in_word(word, first, last);
-        clear = 0;
-        if (clear_first < clear_end && clear_first < (word + 1) * WORD_BITS &&
-            clear_end > word * WORD_BITS) {
-            clear = mask_in_word(word, clear_first, clear_end - 1);
-        }
-        bits = atomic_fetch_and_explicit(&map->words[word], ~clear, memory_order_acq_rel);
-        report_word(report, region, word, bits & mask);
     }
 }
 
@@ -284,6 +523,7 @@ int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, str
         return -EINVAL;
     }
     *report = (struct dma_dirty_report){
+        .dma = dma,
         .range = range,
         .shift = (unsigned int)__builtin_ctzll(page_size),
         .bitmap = bitmap,
@@ -292,20 +532,55 @@ int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, str
     return 0;
 }
 
+/*
+ * Reports the regions of a range in their order, at most as many as there are maps. Returns whether
+ * that was all of them. Needs the lock.
+ */
+static bool report_in_order(struct dma_space *space, const struct dma_dirty_report *report)
+{
+    struct dma_entry *region = space_first_region(space, report->range);
+    size_t left = space->dma->dirty.nr_maps;
+
+    for (; region != NULL && left > 0; left--) {
+        dma_dirty_report_region(report, region);
+        region = space_next_region(space, entry_range(region).last, report->range);
+    }
+    return region == NULL;
+}
+
+/* Reports what has a map, and is mapped in this space and range. Needs the lock. */
+static void report_by_map(struct dma_space *space, const struct dma_dirty_report *report)
+{
+    struct dirty_map *map;
+    struct range region;
+
+    LIST_FOREACH(map, &space->dma->dirty.maps, link) {
+        region = entry_range(map->region);
+        if (range_overlaps(region, report->range) &&
+            space_first(space, (struct range){ region.first, region.first }) == map->region) {
+            dma_dirty_report_region(report, map->region);
+        }
+    }
+}
+
+/* Many regions without a map, or many maps beside the range: neither makes a report long. */
 int dma_dirty_report(struct dma_space *space, struct range range, uint64_t page_size,
                      uint8_t *bitmap, uint64_t size)
 {
+    struct dma *dma = space->dma;
+    struct aftermath after = { 0 };
     struct dma_dirty_report report;
-    struct dma_entry *region;
-    int err = dma_dirty_report_begin(space->dma, &report, range, page_size, bitmap, size);
+    int err = dma_dirty_report_begin(dma, &report, range, page_size, bitmap, size);
 
     if (err < 0) {
         return err;
     }
-    region = dma_region_at_or_after(space, range.first);
-    for (; region != NULL && entry_range(region).first <= range.last;
-         region = dma_region_next(space, region)) {
-        dma_dirty_report_region(&report, region);
+    dma_lock(dma);
+    if (atomic_load(&dma->dirty.lost) == atomic_load(&dma->dirty.epoch)) {
+        dma_dirty_report_all(&report);
+    } else if (!report_in_order(space, &report)) {
+        report_by_map(space, &report);
     }
+    dma_unlock(dma, &after);
     return 0;
 }

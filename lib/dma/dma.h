@@ -335,7 +335,8 @@ size_t dma_nr_cached(struct dma *dma);
 /*
  * Starts logging with a page size that is a power of two. 0 also when it is on with this size.
  * -EINVAL page size, on with another size, or larger than some region that is not in message
- * mode; -ENOMEM. Logging stays off on failure.
+ * mode; -ENOSPC when the record could grow beyond the limit. Logging stays off on failure. The cost
+ * does not depend on what is mapped: memory for the record is made when pages are marked.
  */
 int dma_dirty_start(struct dma *dma, uint64_t page_size);
 
@@ -359,6 +360,7 @@ int dma_dirty_report(struct dma_space *space, struct range range, uint64_t page_
 
 /* The same, region by region: for those that are being removed. */
 struct dma_dirty_report {
+    struct dma *dma;
     struct range range;
     unsigned int shift; /* of the client's page size */
     uint8_t *bitmap;

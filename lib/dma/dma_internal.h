@@ -119,6 +119,17 @@ struct space_root {
     _Atomic(struct space_leaf *) leaf[1u << SPACE_ROOT_BITS];
 };
 
+/* What is known about dirty pages of all spaces. Under the lock, but for what is atomic. */
+struct dirty_log {
+    _Atomic uint64_t page_size; /* 0: not logging */
+    _Atomic uint64_t epoch;     /* how often logging started */
+    _Atomic uint64_t lost;      /* the epoch in which a mark found no memory: all is dirty */
+    uint64_t bytes;             /* that the maps of all regions need when every page is dirty */
+    size_t nr_of_size[64];      /* mapped regions with a file, by log2 of the size, rounded down */
+    size_t nr_maps;
+    LIST_HEAD(, dirty_map) maps;
+};
+
 struct dma {
     pthread_mutex_t lock; /* of all that is not atomic; see dma.h */
     const struct logger *log;
@@ -134,7 +145,7 @@ struct dma {
     struct slab waiters;
     struct memfile_set files;
     TAILQ_HEAD(clock_list, dma_entry) clock; /* cached translations, next to be evicted first */
-    _Atomic uint64_t dirty_page;             /* 0: not logging */
+    struct dirty_log dirty;
     _Atomic(struct space_root *) pasid_root;
     _Atomic(struct dma_space *) pasid_spaces;
     struct dma_space requester;
@@ -248,8 +259,16 @@ void entry_put(struct dma *dma, struct dma_entry *entry, uint32_t generation);
 
 /* --- dirty pages ---------------------------------------------------------------------------- */
 
-/* A map for a region of this size, all clean. NULL when out of memory. */
-struct dirty_map *dirty_map_new(uint64_t size);
+/*
+ * Checks whether a region with a file may be mapped, as far as dirty pages are concerned: 0,
+ * -EINVAL when it is smaller than the logging page, -ENOSPC beyond the limit. Needs the lock.
+ */
+int dirty_check_region(struct dma *dma, uint64_t size);
+
+/* Called when a region with a file was mapped, was unmapped, is finished. Needs the lock. */
+void dirty_region_added(struct dma *dma, const struct dma_entry *region);
+void dirty_region_removed(struct dma *dma, const struct dma_entry *region);
+void dirty_region_finished(struct dma *dma, struct dma_entry *region);
 
 /* Marks bytes of a referenced entry, when logging is on. */
 void dirty_mark(struct dma *dma, const struct dma_entry *entry, uint64_t offset, uint64_t length);

@@ -238,8 +238,11 @@ static void release_region(struct dma *dma, struct dma_entry *entry, struct afte
 {
     struct memfile *file = entry->file;
 
-    free(atomic_load_explicit(&entry->dirty, memory_order_relaxed));
-    if (file != NULL && memfile_put(&dma->files, file) != NULL) {
+    if (file == NULL) {
+        return;
+    }
+    dirty_region_finished(dma, entry);
+    if (memfile_put(&dma->files, file) != NULL) {
         file->next_dead = after->files;
         after->files = file;
     }
@@ -296,6 +299,9 @@ void entry_kill(struct dma_space *space, struct dma_entry *entry, struct dma_dra
     } else {
         atomic_fetch_sub(&dma->nr_regions, 1);
         dma->nr_lingering++;
+        if (entry->file != NULL) {
+            dirty_region_removed(dma, entry);
+        }
     }
     entry->state = ENTRY_LINGERING;
     entry->dying.drain = drain;

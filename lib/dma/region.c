@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdlib.h>
 
 #include "dma/dma_internal.h"
 #include "util/log.h"
@@ -22,7 +21,6 @@ struct map_request {
     const struct dma_mapping *mapping;
     struct memfile_want want; /* of no meaning in message mode */
     struct memfile *file;
-    struct dirty_map *dirty;
 };
 
 static bool has_file(const struct map_request *req)
@@ -96,7 +94,7 @@ static void fill_info(struct dma_entry *region, const struct map_request *req)
     }
 }
 
-/* Needs the lock. Takes over the file and the dirty map, if it succeeds. */
+/* Needs the lock. Takes over the file, if it succeeds. */
 static int add_region(const struct map_request *req, struct dma_entry **region,
                       struct aftermath *after)
 {
@@ -118,7 +116,6 @@ static int add_region(const struct map_request *req, struct dma_entry **region,
     if (entry == NULL) {
         return -ENOMEM;
     }
-    atomic_store_explicit(&entry->dirty, req->dirty, memory_order_release);
     fill_info(entry, req);
     /* What is cached here gives way; what is in flight through it ends in its own time. */
     cache_drop_range(req->space, mapping->iova, after);
@@ -126,6 +123,9 @@ static int add_region(const struct map_request *req, struct dma_entry **region,
     if (ret < 0) {
         entry_discard(req->space->dma, entry);
         return ret;
+    }
+    if (has_file(req)) {
+        dirty_region_added(req->space->dma, entry);
     }
     *region = entry;
     return 0;
@@ -150,25 +150,6 @@ static int find_file(struct map_request *req, struct aftermath *after)
         req->file = file;
     }
     return ret;
-}
-
-/* Memory for the dirty pages, when they are logged. */
-static int prepare_logging(struct map_request *req)
-{
-    uint64_t page = dma_dirty_page_size(req->space->dma);
-    uint64_t size = range_size(req->mapping->iova);
-
-    if (page == 0 || !has_file(req)) {
-        return 0;
-    }
-    if (size < page) {
-        log_err(req->space->dma->log,
-                "DMA map: size %#" PRIx64 " is smaller than the dirty logging page, %#" PRIx64,
-                size, page);
-        return -EINVAL;
-    }
-    req->dirty = dirty_map_new(size);
-    return req->dirty == NULL ? -ENOMEM : 0;
 }
 
 static int probe(struct map_request *req)
@@ -202,9 +183,11 @@ static int map_locked(struct map_request *req, struct dma_entry **region, struct
     if (ret != 0) {
         return ret;
     }
-    ret = prepare_logging(req);
-    if (ret == 0 && has_file(req)) {
-        ret = find_file(req, after);
+    if (has_file(req)) {
+        ret = dirty_check_region(req->space->dma, range_size(req->mapping->iova));
+        if (ret == 0) {
+            ret = find_file(req, after);
+        }
     }
     return ret < 0 ? ret : add_region(req, region, after);
 }
@@ -230,9 +213,6 @@ int dma_map(struct dma_space *space, const struct dma_mapping *mapping, struct d
         }
     }
     dma_unlock(space->dma, &after);
-    if (ret != 0) {
-        free(req.dirty);
-    }
     if (ret < 0) {
         log_err(space->dma->log,
                 "DMA map: %#" PRIx64 "-%#" PRIx64 ", prot %d, offset %#" PRIx64 ": error %d",

@@ -53,6 +53,7 @@ int dma_create(const struct dma_config *config, struct dma **out)
     slab_init(&dma->shards, sizeof(struct ref_shards), offsetof(struct ref_shards, link));
     slab_init(&dma->waiters, sizeof(struct dma_waiter), offsetof(struct dma_waiter, next));
     TAILQ_INIT(&dma->clock);
+    LIST_INIT(&dma->dirty.maps);
     ret = space_init(dma, &dma->translated, (struct dma_space_name){ .translated = true });
     ret |= space_init(dma, &dma->requester, (struct dma_space_name){ 0 });
     if (ret < 0) {

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "dma/dma_internal.h"
 #include "dma_fixture.h"
 
 #define BASE 0x100000ull
@@ -344,6 +345,95 @@ static void test_no_mark_is_lost(void **state)
     assert_clean(f);
 }
 
+#define TIB8 (8ull << 40)
+
+/* Marks at both ends and at a leaf's border of the largest region, of a file that is not as long. */
+static void test_largest_region(void **state)
+{
+    struct fixture *f = *state;
+    static const uint64_t at[] = { 0, (128ull << 20) - PAGE, 128ull << 20, TIB8 - PAGE };
+    uint64_t i, base = 1ull << 50;
+
+    assert_int_equal(map_mode(f->space, base, TIB8, f->fd, 0, RW, DMA_MODE_FILE_IO), 0);
+    assert_int_equal(dma_dirty_start(f->dma, PAGE), 0);
+    for (i = 0; i < 4; i++) {
+        mark(f, base + at[i], 1);
+    }
+    mark(f, base + (256ull << 20) - PAGE, 2 * PAGE);
+    for (i = 0; i < 4; i++) {
+        report(f, base + at[i], PAGE, PAGE);
+        assert_int_equal(words[0], 1);
+    }
+    report(f, base + (256ull << 20) - 32 * PAGE, 64 * PAGE, PAGE);
+    assert_int_equal(words[0], 3ull << 31);
+    report(f, base, TIB8, TIB8 / 64);
+    assert_int_equal(words[0], 0);
+}
+
+/* What all bitmaps could need is bounded, whether logging or the map comes first. */
+static void test_limit(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t i, base = 1ull << 50;
+
+    for (i = 0; i < 4; i++) {
+        assert_int_equal(map_mode(f->space, base + i * TIB8, TIB8, f->fd, 0, RW, DMA_MODE_FILE_IO),
+                         0);
+    }
+    assert_int_equal(dma_dirty_start(f->dma, PAGE), -ENOSPC);
+    assert_int_equal(dma_dirty_page_size(f->dma), 0);
+    assert_int_equal(unmap(f->space, base, TIB8), 1);
+    assert_int_equal(dma_dirty_start(f->dma, PAGE), 0);
+    assert_int_equal(map_mode(f->space, base, TIB8, f->fd, 0, RW, DMA_MODE_FILE_IO), -ENOSPC);
+    assert_int_equal(map_mode(f->space, base, TIB8 / 2, f->fd, 0, RW, DMA_MODE_FILE_IO), 0);
+}
+
+/* Few of many regions are dirty, and not only in this space: a report finds those it is about. */
+static void test_few_of_many_regions(void **state)
+{
+    struct dma *dma = new_dma(2000);
+    struct fixture f = { dma, dma_requester_space(dma), memory_file(PAGE) };
+    struct fixture other = { dma, dma_translated_space(dma), f.fd };
+    uint64_t i;
+
+    (void)state;
+    for (i = 0; i < 1000; i++) {
+        assert_int_equal(map_file(f.space, i * PAGE, PAGE, f.fd, 0), 0);
+        assert_int_equal(map_file(other.space, i * PAGE, PAGE, f.fd, 0), 0);
+    }
+    assert_int_equal(dma_dirty_start(dma, PAGE), 0);
+    mark(&f, 999 * PAGE, 1);
+    mark(&f, 500 * PAGE, 1);
+    mark(&other, 998 * PAGE, 1);
+    report(&f, 0, 1024 * PAGE, PAGE);
+    for (i = 0; i < 16; i++) {
+        assert_int_equal(words[i], i == 500 / 64 ? 1ull << 500 % 64
+                                   : i == 999 / 64 ? 1ull << 999 % 64 : 0);
+    }
+    report(&f, 0, 1024 * PAGE, PAGE);
+    assert_int_equal(words[999 / 64], 0);
+    report(&other, 992 * PAGE, 64 * PAGE, PAGE);
+    assert_int_equal(words[0], 1u << 6);
+    dma_destroy(dma);
+    close(f.fd);
+}
+
+/* When there was no memory to mark a page, all pages are dirty until logging starts again. */
+static void test_lost_marks(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_int_equal(dma_dirty_start(f->dma, PAGE), 0);
+    atomic_store(&f->dma->dirty.lost, atomic_load(&f->dma->dirty.epoch));
+    report(f, BASE, 64 * PAGE, PAGE);
+    assert_int_equal(words[0], UINT64_MAX);
+    report(f, BASE, 64 * PAGE, PAGE);
+    assert_int_equal(words[0], UINT64_MAX);
+    dma_dirty_stop(f->dma);
+    assert_int_equal(dma_dirty_start(f->dma, PAGE), 0);
+    assert_clean(f);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -362,6 +452,10 @@ int main(void)
         TEST(test_restart_forgets),
         TEST(test_translation_marks_its_region),
         TEST(test_no_mark_is_lost),
+        TEST(test_largest_region),
+        TEST(test_limit),
+        TEST(test_few_of_many_regions),
+        TEST(test_lost_marks),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
