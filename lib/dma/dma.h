@@ -168,6 +168,7 @@ struct dma_mapping {
  *          reached, beyond the end of the file, smaller than the logging page, fstat failed
  * -ENOSPC  larger than DMA_MAX_REGION_SIZE, or beyond one of the context's limits
  * -EPERM   the file is of a kind that may not be memory here
+ * -ENODEV  the descriptor is of a pipe, a socket, an eventfd or the like
  * -EACCES  the descriptor does not allow the protection
  * -ENOMEM  or whatever mmap gave
  *

@@ -67,8 +67,8 @@ struct memfile_want {
 
 /*
  * Looks at the descriptor, and checks its kind and that the file has what is wanted. Returns 0,
- * -EINVAL (no file, or the range is beyond its end), -EACCES, or -EPERM (memory may not be a file of
- * this kind).
+ * -EINVAL (no file, or the range is beyond its end), -EACCES, or -EPERM or -ENODEV (memory may not be
+ * a file of this kind).
  */
 int memfile_probe(const struct memfile_set *set, struct memfile_want *want);
 

@@ -38,6 +38,9 @@ static bool is_dma_buf(int fd)
     return found;
 }
 
+/* The kind of pipes, sockets, eventfds and the like: mmap(2) says ENODEV of them. */
+#define NO_MEMORY "special"
+
 /* What identifies the file system of a file. */
 struct place {
     unsigned int major, minor;
@@ -103,6 +106,10 @@ void peer_file_kind(int fd, char kind[PEER_FILE_KIND_MAX])
             snprintf(kind, PEER_FILE_KIND_MAX, "device");
             return;
         }
+        if (!S_ISREG(st.stx_mode)) {
+            snprintf(kind, PEER_FILE_KIND_MAX, NO_MEMORY);
+            return;
+        }
         place = (struct place){ st.stx_dev_major, st.stx_dev_minor,
                                 (st.stx_mask & STATX_MNT_ID) != 0 ? st.stx_mnt_id : 0 };
         find_mount(&place, kind);
@@ -133,6 +140,11 @@ int peer_file_check_memory(int fd, const char *allowed, const struct logger *log
     peer_file_kind(fd, kind);
     if (lists(allowed, kind) || lists(getenv("VFU_MEMORY_FILES"), kind)) {
         return 0;
+    }
+    if (strcmp(kind, NO_MEMORY) == 0) {
+        log_err(log, "%s: fd %d is a pipe, a socket, an eventfd or the like: refused with ENODEV",
+                what, fd);
+        return -ENODEV;
     }
     log_err(log,
             "%s: fd %d is a file of kind '%s', not of memfd, tmpfs or hugetlbfs: refused with EPERM "

@@ -18,15 +18,17 @@ bool peer_file_is_memory(int fd);
 #define PEER_FILE_KIND_MAX 64
 
 /*
- * Writes the name of the kind of a file: "memory", "dma-buf", "device" for a device file, the type
- * of the file system as in /proc/filesystems, or "unknown".
+ * Writes the name of the kind of a file: "memory", "dma-buf", "device" for a device file, "special"
+ * for what is no regular file either, the type of the file system as in /proc/filesystems, or
+ * "unknown".
  */
 void peer_file_kind(int fd, char kind[PEER_FILE_KIND_MAX]);
 
 /*
  * Checks that a file may be used as memory: memory is allowed, other kinds when they are in the list
  * (names separated by commas, or "any"; NULL: none) or in the environment's VFU_MEMORY_FILES.
- * Returns 0, or -EPERM after a log line. what: the request, for the log line.
+ * Returns 0, or after a log line -EPERM, or -ENODEV for what can never be memory (an eventfd, say).
+ * what: the request, for the log line.
  */
 int peer_file_check_memory(int fd, const char *allowed, const struct logger *log, const char *what);
 

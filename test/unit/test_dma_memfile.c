@@ -245,7 +245,7 @@ static void test_kinds_of_files(void **state)
     assert_return_code(pipe2(pipes, O_CLOEXEC), 0);
     assert_int_equal(map_file(space, 0, PAGE, zero, 0), -EPERM);
     assert_int_equal(map_mode(space, 0, PAGE, maps, 0, PROT_READ, DMA_MODE_FILE_IO), -EPERM);
-    assert_int_equal(map_mode(space, 0, PAGE, pipes[0], 0, PROT_READ, DMA_MODE_MMAP), -EPERM);
+    assert_int_equal(map_mode(space, 0, PAGE, pipes[0], 0, PROT_READ, DMA_MODE_MMAP), -ENODEV);
 
     test_limits.memory_files = strdup("xproc,device");
     assert_int_equal(map_mode(space, 0, PAGE, maps, 0, PROT_READ, DMA_MODE_FILE_IO), -EPERM);
