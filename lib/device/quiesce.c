@@ -10,7 +10,7 @@
 static int ask_device(struct vfu_ctx *ctx)
 {
     errno = 0;
-    if (ctx->quiesce.cb(ctx) == 0) {
+    if (ctx->quiesce.cb(ctx) >= 0) {
         return 0;
     }
     return errno != 0 ? -errno : -EIO;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Quiescing: what asks the device, its three answers, and what is allowed until it has finished."""
 
+import ctypes
 import errno
 import os
 import select
@@ -123,6 +124,23 @@ def quiescing(function):
 def test_asks_first(dev, client, cmd, payload, then):
     client.request(cmd, payload)
     assert dev.events() == [("quiesce",)] + then
+
+
+@pytest.mark.parametrize("result", [1, BUSY, 0x7FFFFFFF])
+def test_positive_answer_is_done(dev, client, result):
+    """As in libvfio-user 0.x: only a negative one refuses, whatever errno is."""
+    def answer():
+        ctypes.set_errno(BUSY)
+        return result
+
+    dev.device.setup_quiesce(dev.device.record("quiesce", answer))
+    for cmd, payload, then in QUIESCING.values():
+        client.request(cmd, payload)
+        assert dev.events() == [("quiesce",)] + then
+    client.close()
+    with fails(errno.ENOTCONN):
+        dev.run()
+    assert dev.events()[0] == ("quiesce",)
 
 
 @pytest.mark.parametrize("cmd, payload", NOT_QUIESCING.values(), ids=NOT_QUIESCING)

@@ -86,6 +86,15 @@ def test_callback_fails_without_errno(device, client):
     assert client.error_of(Cmd.DEVICE_RESET) == errno.EIO
 
 
+@pytest.mark.parametrize("result", [1, errno.EBUSY, 0x7FFFFFFF])
+def test_positive_result_is_success(device, client, result):
+    """As in libvfio-user 0.x: only a negative one fails."""
+    device.setup_reset(device.record("reset", lambda _type: result))
+    client.reset()
+    assert write_control(client, FLR) == 0
+    assert device.take_events() == [("reset", abi.RESET_DEVICE), ("reset", abi.RESET_FLR)]
+
+
 def test_failure_on_lost_connection_is_ignored(workshop, device, client):
     device.setup_reset(failing(errno.EIO))
     client.close()
