@@ -164,8 +164,9 @@ struct dma_mapping {
  * offset and protection; the mode is not compared, and the old region is untouched). *region is
  * set in both cases, and stays valid until the region is unmapped.
  *
- * -EINVAL  other overlap with a region, identical range with other properties, max_regions
- *          reached, beyond the end of the file, smaller than the logging page, fstat failed
+ * -EEXIST  overlaps a region that is another one, or has other properties
+ * -EINVAL  max_regions reached, beyond the end of the file, smaller than the logging page, fstat
+ *          failed
  * -ENOSPC  larger than DMA_MAX_REGION_SIZE, or beyond one of the context's limits
  * -EPERM   the file is of a kind that may not be memory here
  * -ENODEV  the descriptor is of a pipe, a socket, an eventfd or the like

@@ -48,7 +48,7 @@ static bool is_identical(const struct map_request *req, struct dma_entry *region
            (region->file->device == req->want.device && region->file->inode == req->want.inode);
 }
 
-/* 0: can be mapped, 1: there already, -EINVAL. Needs the lock. */
+/* 0: can be mapped, 1: there already, -EEXIST or -EINVAL. Needs the lock. */
 static int check_place(const struct map_request *req, struct dma_entry **region)
 {
     struct dma *dma = req->space->dma;
@@ -63,7 +63,7 @@ static int check_place(const struct map_request *req, struct dma_entry **region)
         log_info(dma->log,
                  "DMA map: %#" PRIx64 "-%#" PRIx64 " overlaps region %#" PRIx64 "-%#" PRIx64,
                  iova.first, iova.last, old.first, old.last);
-        return -EINVAL;
+        return -EEXIST;
     }
     if (atomic_load(&dma->nr_regions) >= dma->max_regions ||
         dma->nr_lingering >= dma->max_regions + LINGERING_MARGIN) {

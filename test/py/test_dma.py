@@ -296,7 +296,7 @@ def test_same_range_with_another(client, what):
     flags = MAP_READ if what == "protection" else MAP_RW
     mem = client.memory.add_file(2 * K4) if what == "file" else slot.mem
     payload = mapping(flags=flags, offset=K4 if what == "offset" else 0)
-    assert map_error(client, payload, [mem.fd]) == errno.EINVAL
+    assert map_error(client, payload, [mem.fd]) == errno.EEXIST
 
 
 @pytest.mark.parametrize("addr, size", [
@@ -307,8 +307,8 @@ def test_overlap(client, addr, size, share):
     """The map is at 0x10000 and 0x3000 long."""
     slot = client.memory.add(0x10000, 3 * K4)
     client.dma_map(slot)
-    mem = client.memory.add_file(16 * K4)
-    assert map_error(client, mapping(addr, size), [mem.fd] if share else []) == errno.EINVAL
+    mem = client.memory.add_file(17 * K4)
+    assert map_error(client, mapping(addr, size), [mem.fd] if share else []) == errno.EEXIST
 
 
 @pytest.mark.parametrize("addr, size", [(0x0F000, K4), (0x13000, K4), (0, 0x10000)])

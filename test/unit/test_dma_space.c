@@ -111,9 +111,9 @@ static void test_overlaps(void **state)
         uint64_t addr, size;
         int ret;
     } cases[] = {
-        { 0x10000, 0x1000, 1 },       { 0x10000, 0xfff, -EINVAL }, { 0x10000, 0x1001, -EINVAL },
-        { 0xffff, 2, -EINVAL },       { 0x10fff, 2, -EINVAL },     { 0x10800, 0x10, -EINVAL },
-        { 0x8000, 0x20000, -EINVAL }, { 0xf000, 0x1000, 0 },       { 0x11000, 0x1000, 0 },
+        { 0x10000, 0x1000, 1 },       { 0x10000, 0xfff, -EEXIST }, { 0x10000, 0x1001, -EEXIST },
+        { 0xffff, 2, -EEXIST },       { 0x10fff, 2, -EEXIST },     { 0x10800, 0x10, -EEXIST },
+        { 0x8000, 0x20000, -EEXIST }, { 0xf000, 0x1000, 0 },       { 0x11000, 0x1000, 0 },
     };
     struct dma_space *space = space_of(state);
     size_t i;
@@ -133,10 +133,10 @@ static void test_identical_regions(void **state)
     assert_int_equal(map_file(space, 0x10000, PAGE, again, PAGE), 1);
     /* The mode is not compared. */
     assert_int_equal(map_mode(space, 0x10000, PAGE, fd, PAGE, RW, DMA_MODE_FILE_IO), 1);
-    assert_int_equal(map_file(space, 0x10000, PAGE, fd, 0), -EINVAL);
-    assert_int_equal(map_file(space, 0x10000, PAGE, other, PAGE), -EINVAL);
-    assert_int_equal(map_message(space, 0x10000, PAGE, RW), -EINVAL);
-    assert_int_equal(map_mode(space, 0x10000, PAGE, fd, PAGE, PROT_READ, DMA_MODE_MMAP), -EINVAL);
+    assert_int_equal(map_file(space, 0x10000, PAGE, fd, 0), -EEXIST);
+    assert_int_equal(map_file(space, 0x10000, PAGE, other, PAGE), -EEXIST);
+    assert_int_equal(map_message(space, 0x10000, PAGE, RW), -EEXIST);
+    assert_int_equal(map_mode(space, 0x10000, PAGE, fd, PAGE, PROT_READ, DMA_MODE_MMAP), -EEXIST);
     assert_int_equal(dma_nr_regions(*state), 1);
     close(fd);
     close(other);
@@ -255,7 +255,7 @@ static int model_map(struct model *model, size_t at, size_t n)
         for (i = at; i < at + n; i++) {
             same = same && model->id[i] == model->id[at];
         }
-        return same ? 1 : -EINVAL;
+        return same ? 1 : -EEXIST;
     }
     model->next_id++;
     for (i = at; i < at + n; i++) {
