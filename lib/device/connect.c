@@ -131,7 +131,8 @@ int device_run(struct vfu_ctx *ctx)
     if (ctx->quiesce.pending != QUIESCE_NOTHING) {
         return -EBUSY;
     }
-    if (session_error(&ctx->session) != 0) {
+    /* A client that was refused is there until the next call, which its socket asks for. */
+    if (session_error(&ctx->session) != 0 && r != 0) {
         int err = handle_loss(ctx);
 
         if (err < 0) {

@@ -21,6 +21,18 @@
 
 #define MAX_IOV 8
 
+/*
+ * The kernel hands descriptors out with the first byte of the send that they came with. A receive
+ * call may begin before that byte and does not tell where it is, so no call for commands goes
+ * beyond the message at the head: what the call brings belongs to this message, whatever the
+ * client has put together in one send. The first call takes as much as no message that carries
+ * descriptors falls short of, and a read of a region has.
+ */
+#define FIRST_RECEIVE (sizeof(struct vfio_user_header) + sizeof(struct vfio_user_region_access))
+
+/* A message that comes in more pieces than this goes on in the next turn of the event loop. */
+#define MAX_RECEIVES 4
+
 int channel_init(struct channel *ch, bool commands)
 {
     memset(ch, 0, sizeof(*ch));
@@ -46,6 +58,7 @@ void channel_open(struct session *s, struct channel *ch, struct stream *stream)
     pthread_mutex_lock(&s->lock);
     ch->stream = *stream;
     ch->open = true;
+    ch->refused = false;
     ch->epoch++;
     pthread_mutex_unlock(&s->lock);
     pthread_mutex_unlock(&ch->tx_lock);
@@ -207,8 +220,42 @@ int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const st
 
 /* Receiving */
 
-static void reject_frame(struct session *s, struct channel *ch,
-                         const struct vfio_user_header *hdr)
+/* The number of bytes to receive next: 0 if the message at the head is whole, or malformed. */
+static size_t missing_bytes(const struct channel *ch)
+{
+    size_t held = stream_buffered(&ch->stream);
+    struct vfio_user_header hdr = { 0 };
+
+    if (held >= sizeof(hdr)) {
+        memcpy(&hdr, stream_data(&ch->stream), sizeof(hdr));
+        if (!wire_size_ok(&hdr) || held >= hdr.msg_size) {
+            return 0;
+        }
+    }
+    if (!ch->commands || !ch->stream.is_socket) {
+        return WIRE_MAX_MESSAGE; /* no descriptors that anybody wants */
+    }
+    return held < sizeof(hdr) ? FIRST_RECEIVE - held : hdr.msg_size - held;
+}
+
+ssize_t channel_receive(struct channel *ch, bool wait)
+{
+    ssize_t got = 0;
+    size_t want;
+
+    for (int i = 0; i < MAX_RECEIVES && (want = missing_bytes(ch)) > 0; i++) {
+        ssize_t n = stream_receive(&ch->stream, want, wait && got == 0);
+
+        if (n < 0) {
+            return got > 0 ? got : n;
+        }
+        got += n;
+    }
+    return got;
+}
+
+/* Answers a message that is none with EINVAL, if the socket takes the answer at once. */
+static void refuse(struct channel *ch, const struct vfio_user_header *hdr)
 {
     struct vfio_user_header reply = {
         .msg_id = hdr->msg_id,
@@ -219,14 +266,34 @@ static void reject_frame(struct session *s, struct channel *ch,
     };
     struct iovec iov = { .iov_base = &reply, .iov_len = sizeof(reply) };
 
-    log_err(s->log, "%s id %u: message size %u is not between %zu and %zu: closing the connection",
-            command_name(hdr->cmd), hdr->msg_id, hdr->msg_size, sizeof(*hdr),
-            (size_t)WIRE_MAX_MESSAGE);
     /* Without waiting: this very thread may be in the middle of a send, and reads meanwhile. */
-    if (!wire_is_reply(hdr) && !(hdr->flags & VFIO_USER_F_NO_REPLY) &&
-        pthread_mutex_trylock(&ch->tx_lock) == 0) {
+    if (!(hdr->flags & VFIO_USER_F_NO_REPLY) && pthread_mutex_trylock(&ch->tx_lock) == 0) {
         stream_send(&ch->stream, &iov, 1, NULL, 0);
         pthread_mutex_unlock(&ch->tx_lock);
+    }
+}
+
+/*
+ * Whether a reply answers a command of ours, also one that was given up. One that does not is
+ * made up by the client, or the second to the same command.
+ */
+static bool is_expected(struct session *s, const struct vfio_user_header *hdr)
+{
+    bool expected;
+
+    pthread_mutex_lock(&s->lock);
+    expected = txn_expects(&s->txns, hdr->msg_id);
+    pthread_mutex_unlock(&s->lock);
+    return expected;
+}
+
+static void refuse_reply(struct session *s, struct channel *ch, const struct vfio_user_header *hdr)
+{
+    if (!ch->refused) {
+        log_err(s->log, "reply to %s id %u: no command waits for it: refused with EINVAL",
+                command_name(hdr->cmd), hdr->msg_id);
+        refuse(ch, hdr);
+        ch->refused = true;
     }
 }
 
@@ -239,8 +306,15 @@ int channel_next(struct session *s, struct channel *ch, struct vfio_user_header 
     }
     memcpy(hdr, stream_data(&ch->stream), sizeof(*hdr));
     if (!wire_size_ok(hdr)) {
-        reject_frame(s, ch, hdr);
+        log_err(s->log, "%s id %u: message size %u is not between %zu and %zu: refused with "
+                "EINVAL, connection closed", command_name(hdr->cmd), hdr->msg_id, hdr->msg_size,
+                sizeof(*hdr), (size_t)WIRE_MAX_MESSAGE);
+        refuse(ch, hdr);
         return -EPROTO;
+    }
+    /* As soon as the header is there: what it announces may never come. */
+    if (wire_is_reply(hdr) && !is_expected(s, hdr)) {
+        refuse_reply(s, ch, hdr);
     }
     return held >= hdr->msg_size;
 }
@@ -291,20 +365,6 @@ static int copy_reply(struct session *s, struct txn *txn, const struct vfio_user
     return 0;
 }
 
-/*
- * A reply to nothing: late for one that was given up, made up by the client, or the second to the
- * same command, on the other channel or before the command had left.
- */
-static void stray_reply(struct session *s, const struct vfio_user_header *hdr, bool late)
-{
-    if (late) {
-        log_info(s->log, "late reply to %s id %u dropped", command_name(hdr->cmd), hdr->msg_id);
-        return;
-    }
-    log_err(s->log, "reply to %s id %u, which waits for none: dropped", command_name(hdr->cmd),
-            hdr->msg_id);
-}
-
 void channel_route_reply(struct session *s, struct channel *ch,
                          const struct vfio_user_header *hdr)
 {
@@ -327,8 +387,10 @@ void channel_route_reply(struct session *s, struct channel *ch,
     }
     pthread_mutex_unlock(&s->lock);
 
-    if (txn == NULL) {
-        stray_reply(s, hdr, late);
+    if (late) {
+        log_info(s->log, "late reply to %s id %u dropped", command_name(hdr->cmd), hdr->msg_id);
+    } else if (txn == NULL) {
+        refuse_reply(s, ch, hdr);
     } else {
         err = reply_error(hdr);
         if (hdr->cmd != txn->cmd) {
@@ -349,6 +411,7 @@ void channel_route_reply(struct session *s, struct channel *ch,
         pthread_mutex_unlock(&s->lock);
     }
     stream_consume(&ch->stream, hdr->msg_size, fds, &nr_fds, &lost);
+    ch->refused = false;
     while (nr_fds > 0) {
         peer_file_close(fds[--nr_fds]);
     }
@@ -408,10 +471,10 @@ static int route_buffered(struct session *s, struct channel *ch)
 }
 
 /*
- * How many bytes may be taken off a socket that an event loop polls for commands: those of one
- * reply, none of a command. Role held.
+ * Receives from a socket that an event loop polls for commands: a part of one reply, and nothing of
+ * a command. Role held. Returns the number of bytes, or what stream_receive() returned.
  */
-static ssize_t careful_limit(struct channel *ch)
+static ssize_t receive_carefully(struct channel *ch)
 {
     struct vfio_user_header hdr;
     size_t held = stream_buffered(&ch->stream);
@@ -430,7 +493,10 @@ static ssize_t careful_limit(struct channel *ch)
     } else {
         memcpy(&hdr, stream_data(&ch->stream), sizeof(hdr));
     }
-    return wire_is_reply(&hdr) && wire_size_ok(&hdr) ? (ssize_t)(hdr.msg_size - held) : 0;
+    if (!wire_is_reply(&hdr) || !wire_size_ok(&hdr)) {
+        return 0;
+    }
+    return stream_receive(&ch->stream, hdr.msg_size - held, false);
 }
 
 int channel_pump(struct session *s, struct channel *ch)
@@ -449,10 +515,7 @@ int channel_pump(struct session *s, struct channel *ch)
         r = route_buffered(s, ch);
     }
     if (r == 0 && !parking_full(s, ch)) {
-        n = greedy ? (ssize_t)WIRE_MAX_MESSAGE : careful_limit(ch);
-        if (n > 0) {
-            n = stream_receive(&ch->stream, (size_t)n, false);
-        }
+        n = greedy ? channel_receive(ch, false) : receive_carefully(ch);
         if (n > 0) {
             r = route_buffered(s, ch);
             r = r == 0 ? 1 : r;

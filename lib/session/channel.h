@@ -25,8 +25,17 @@ void channel_release(struct session *s, struct channel *ch);
 /* Ends the sleep of whoever polls the channel. Lock held. */
 void channel_wake(struct session *s, struct channel *ch);
 
-/* A complete message at the head of the stream? Role held. 1 yes, 0 no, or a negative errno
- * when the framing is broken. */
+/*
+ * Receives until the message at the head of the stream is whole or nothing more is there, without
+ * waiting unless wait is set. The stream must have room. Role held, lock not held. Returns the
+ * number of bytes, or what stream_receive() returned.
+ */
+ssize_t channel_receive(struct channel *ch, bool wait);
+
+/*
+ * Is there a whole message at the head of the stream? Role held, lock not held. Returns 1, 0, or
+ * -EPROTO if the size in its header is impossible: the client has been told.
+ */
 int channel_next(struct session *s, struct channel *ch, struct vfio_user_header *hdr);
 
 /* Is a whole message received and not yet taken? Lock held, and nobody has the role. */

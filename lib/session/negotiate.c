@@ -172,7 +172,7 @@ static int receive_version(struct stream *stream, uint64_t deadline,
                 hdr->msg_size > sizeof(*hdr) + sizeof(struct vfio_user_version) + MAX_JSON) {
                 log_err(log, "first message: command %u, size %u, flags 0x%x is no VERSION",
                         hdr->cmd, hdr->msg_size, hdr->flags);
-                return -EINVAL;
+                return wire_is_reply(hdr) ? -EINVAL : refuse(stream, hdr, -EINVAL);
             }
             want = hdr->msg_size;
             if (held == want) {

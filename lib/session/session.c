@@ -324,8 +324,8 @@ static int sleep_readable(struct session *s)
 }
 
 /*
- * Receives once. Role and lock held, the lock dropped meanwhile. Returns 1, 0 when there is
- * nothing, or a negative errno.
+ * Receives what there is of one message. Role and lock held, the lock dropped meanwhile. Returns
+ * 1, 0 when there is nothing, or a negative errno.
  */
 static int receive(struct session *s, bool wait)
 {
@@ -338,7 +338,7 @@ static int receive(struct session *s, bool wait)
     }
     if (n == 0) {
         pthread_mutex_unlock(&s->lock);
-        n = stream_receive(stream, WIRE_MAX_MESSAGE, wait);
+        n = channel_receive(&s->main, wait);
         pthread_mutex_lock(&s->lock);
     }
     return n > 0 ? 1 : n == -EAGAIN ? 0 : (int)n;
@@ -431,7 +431,7 @@ static int run_socket(struct session *s, enum session_run_mode mode, bool worked
 int session_run(struct session *s, enum session_run_mode mode)
 {
     int served = 0, r;
-    bool handled = false, held_read = false;
+    bool handled = false, held_read = false, refused;
 
     log_limit_report(s->log, false);
     pthread_mutex_lock(&s->lock);
@@ -455,14 +455,16 @@ int session_run(struct session *s, enum session_run_mode mode)
     s->running = false;
     pthread_mutex_unlock(&s->lock);
 
+    /* Answered, which is what this call has done. Only a socket makes the loop come again. */
+    refused = r == -EPROTO && s->main.stream.is_socket;
     if (r < 0 && r != -EBUSY && r != -EINTR && r != -ENOTCONN) {
         log_info(s->log, "connection ended: %s",
                  r == -ENOMSG ? "closed by the client" : strerror(-r));
         session_break(s, r);
         r = -ENOTCONN;
     }
-    /* Requests that were served count, even if the client is gone: the next call tells that. */
-    if (r == 0 || (r == -ENOTCONN && served > 0 && mode != RUN_WAIT)) {
+    /* What was served counts, even if the client is gone: the next call tells that. */
+    if (r == 0 || (r == -ENOTCONN && (served > 0 || refused) && mode != RUN_WAIT)) {
         return served;
     }
     return r;

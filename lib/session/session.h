@@ -43,6 +43,7 @@ struct channel {
     bool reading; /* somebody owns the receive side */
     bool polling; /* somebody sleeps in poll() for it; wake_fd ends that */
     bool commands; /* commands arrive here, not only replies */
+    bool refused; /* the message at the head is a reply that was answered with an error */
     int wake_fd;
 };
 

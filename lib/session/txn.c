@@ -48,6 +48,11 @@ static bool is_abandoned(const struct txn_table *t, uint16_t id)
     return false;
 }
 
+bool txn_expects(struct txn_table *t, uint16_t id)
+{
+    return txn_find(t, id) != NULL || is_abandoned(t, id);
+}
+
 bool txn_forget_abandoned(struct txn_table *t, uint16_t id)
 {
     for (unsigned i = 0; i < t->nr_abandoned; i++) {

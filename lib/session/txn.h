@@ -95,6 +95,8 @@ int txn_post(struct session *s, uint16_t cmd, uint32_t flags, const struct iovec
 
 /* For the other files of this room; the session's lock is held unless they say otherwise. */
 struct txn *txn_find(struct txn_table *t, uint16_t id);
+/* Whether a reply with this id may come. */
+bool txn_expects(struct txn_table *t, uint16_t id);
 bool txn_forget_abandoned(struct txn_table *t, uint16_t id);
 void txn_end(struct session *s, struct txn *txn, int err);
 void txn_end_all(struct session *s, int err);

@@ -11,10 +11,12 @@
 /* Our largest data transfer, and what we offer as max_data_xfer_size. */
 #define WIRE_MAX_DATA_XFER (1024u * 1024u)
 
-/* The largest message taken: a full data transfer behind the largest fixed part. */
+/*
+ * The largest message taken: a full data transfer behind its fixed part, as in libvfio-user 0.x.
+ * None of the client's messages has a PASID prefix and data.
+ */
 #define WIRE_MAX_MESSAGE                                                                           \
-    (sizeof(struct vfio_user_header) + sizeof(struct vfio_user_pasid_prefix) + 16 +                \
-     WIRE_MAX_DATA_XFER)
+    (sizeof(struct vfio_user_header) + sizeof(struct vfio_user_region_access) + WIRE_MAX_DATA_XFER)
 
 /* The largest error number taken from a reply, as the kernel's MAX_ERRNO would allow. */
 #define WIRE_MAX_ERRNO 4096

@@ -115,6 +115,7 @@ void peer_send(struct peer *peer, const uint8_t *message, size_t len, const int 
     /* VERSION is always answered. */
     first = !peer->greeted;
     peer->greeted = true;
+    peer->replies += wire_is_reply(&hdr);
     if (first || (!wire_is_reply(&hdr) && !(hdr.flags & VFIO_USER_F_NO_REPLY))) {
         REQUIRE(peer->nr_awaited < PEER_AWAITED);
         peer->awaited[peer->nr_awaited].id = hdr.msg_id;
@@ -139,7 +140,12 @@ static void check_reply(struct peer *peer, const struct vfio_user_header *hdr)
             break;
         }
     }
-    REQUIRE(i < peer->nr_awaited);
+    if (i == peer->nr_awaited) {
+        /* One of our replies was refused. */
+        REQUIRE(hdr->error_no == EINVAL && peer->replies > 0);
+        peer->replies--;
+        return;
+    }
     peer->awaited[i] = peer->awaited[--peer->nr_awaited];
 }
 
@@ -341,6 +347,7 @@ void peer_answer(struct peer *peer, uint8_t how, const uint8_t *data, size_t len
         .error_no = how & ANSWER_ERROR && len > 0 ? data[0] : 0,
     };
     memcpy(reply_buffer, &hdr, sizeof(hdr));
+    peer->replies++;
     put(peer, peer->asked[at].fd, reply_buffer, hdr.msg_size, NULL, 0);
     if (!(how & ANSWER_AGAIN)) {
         peer->nr_asked--;

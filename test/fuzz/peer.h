@@ -32,6 +32,7 @@ struct peer {
     size_t nr_asked;
     struct { uint16_t id, cmd; } awaited[PEER_AWAITED];
     size_t nr_awaited;
+    size_t replies; /* sent, and not refused: those that no command waits for are */
 };
 
 void peer_init(struct peer *peer);

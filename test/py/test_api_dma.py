@@ -225,6 +225,46 @@ def test_map_flags(dma, flags, share):
     assert not dma.infos
 
 
+def map_message(index, msg_id):
+    payload = wire.DMA_MAP.pack(argsz=32, flags=MAP_RW, addr=BASE + index * PAGE, size=PAGE)
+    return wire.message(Cmd.DMA_MAP, payload, msg_id)
+
+
+INFO = wire.message(Cmd.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(argsz=16), 100)
+RESET = wire.message(Cmd.DEVICE_RESET, b"", 100)
+
+# Sends, each of which begins with the descriptor if it is marked, and which of the maps have it.
+SENDS = {
+    "two maps, one send": ([(True, [0, 1])], [True, False]),
+    "three maps, one send": ([(True, [0, 1, 2])], [True, False, False]),
+    "two maps, two sends": ([(False, [0]), (True, [1])], [False, True]),
+    "map, map and map": ([(False, [0]), (True, [1, 2])], [False, True, False]),
+    "map and map, map": ([(True, [0, 1]), (False, [2])], [True, False, False]),
+    "map and map, map with another": ([(True, [0, 1]), (True, [2])], [True, False, True]),
+    "map and another command": ([(True, [0, INFO])], [True]),
+    "another command and map": ([(True, [INFO, 0])], [False]),
+    "another command, map": ([(False, [INFO]), (True, [0])], [True]),
+    "reset, map": ([(False, [RESET]), (True, [0])], [True]),
+    "read, map and read": ([(False, [INFO]), (True, [0, INFO])], [True]),
+}
+
+
+@pytest.mark.parametrize("sends, mapped", SENDS.values(), ids=SENDS)
+def test_descriptors_belong_to_the_first_message_of_their_send(dma, sends, mapped):
+    """unix(7): ancillary data comes with the first byte of the data that it was sent with. All is
+    in the socket before the device reads it."""
+    fd = dma.client.memory.add_file(PAGE).fd
+    for share, parts in sends:
+        data = b"".join(part if isinstance(part, bytes) else map_message(part, 200 + part)
+                        for part in parts)
+        dma.client.send_raw(data, [fd] if share else [])
+    for index in range(len(mapped)):
+        dma.client.wait(200 + index)
+    while dma.device.run():
+        pass
+    assert [info.vaddr is not None for info in dma.infos] == mapped
+
+
 @pytest.mark.parametrize("argsz, length", [(31, 32), (32, 31), (0, 32)])
 def test_map_too_short(dma, argsz, length):
     payload = wire.DMA_MAP.pack(argsz=argsz, flags=MAP_RW, addr=BASE, size=PAGE)[:length]
@@ -259,12 +299,12 @@ def test_map_the_same_by_message_again(dma):
 
 
 def test_map_the_same_otherwise(dma):
-    slot = dma.client.add_memory(BASE, PAGE)
-    other = dma.client.memory.add_file(2 * PAGE)
-    assert map_error(dma.client, MAP_READ, fds=[slot.mem.fd]) == errno.EINVAL
-    assert map_error(dma.client, offset=PAGE, fds=[slot.mem.fd]) == errno.EINVAL
-    assert map_error(dma.client, fds=[other.fd]) == errno.EINVAL
-    assert map_error(dma.client) == errno.EINVAL, "without a file"
+    mem, other = (dma.client.memory.add_file(2 * PAGE) for _ in range(2))
+    assert map_error(dma.client, fds=[mem.fd]) == 0
+    assert map_error(dma.client, MAP_READ, fds=[mem.fd]) == errno.EEXIST
+    assert map_error(dma.client, offset=PAGE, fds=[mem.fd]) == errno.EEXIST
+    assert map_error(dma.client, fds=[other.fd]) == errno.EEXIST
+    assert map_error(dma.client) == errno.EEXIST, "without a file"
     assert len(dma.infos) == 1
 
 
@@ -273,7 +313,7 @@ def test_map_the_same_otherwise(dma):
     (BASE - PAGE, 8 * PAGE), (BASE + 4 * PAGE - 1, 1)])
 def test_overlap(dma, addr, size):
     assert map_error(dma.client, size=4 * PAGE) == 0
-    assert map_error(dma.client, addr=addr, size=size) == errno.EINVAL
+    assert map_error(dma.client, addr=addr, size=size) == errno.EEXIST
     assert len(dma.infos) == 1
 
 

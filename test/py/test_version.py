@@ -122,6 +122,8 @@ NO_VERSION = {
 def test_first_message_is_nonsense(server, name):
     client = server.connect()
     client.send_raw(NO_VERSION[name])
+    if name != "a reply":
+        assert client.channel.recv().error == errno.EINVAL
     assert client.disconnected()
 
 

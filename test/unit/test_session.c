@@ -244,6 +244,7 @@ static void test_callback_and_cancel(void **state)
     peer_replies(f, txns[0].id);
     peer_replies(f, txns[1].id);
     assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
+    assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
     assert_int_equal(done[0], 1);
     assert_int_equal(done[1], 1);
     assert_int_equal(txns[1].error, 0);
@@ -327,6 +328,7 @@ static void test_broken_framing_ends_the_connection(void **state)
         struct fixture *f = *state;
 
         assert_int_equal(send(f->peer, &hdr, sizeof(hdr), 0), sizeof(hdr));
+        assert_int_equal(session_run(&f->session, RUN_ONCE), 0);
         assert_int_equal(session_run(&f->session, RUN_ONCE), -ENOTCONN);
         hdr = peer_receives(f);
         assert_int_equal(hdr.error_no, EINVAL);
