@@ -80,12 +80,13 @@ typedef enum {
  *
  * @trans: how clients connect.
  * @path: file system path of the socket, below 108 bytes; copied. An existing file is not removed.
+ *   Empty: the device is only realized, no client can come.
  * @flags: 0 or LIBVFIO_USER_FLAG_ATTACH_NB.
  * @pvt: given back by vfu_get_private().
  * @dev_type: VFU_DEV_TYPE_PCI.
  *
  * Returns the context, to be freed with vfu_destroy_ctx(), or NULL with errno:
- * EINVAL: unknown flag, or an empty path. ENOTSUP: unknown transport or device type. ENAMETOOLONG: path too long.
+ * EINVAL: unknown flag. ENOTSUP: unknown transport or device type. ENAMETOOLONG: path too long.
  * EADDRINUSE, EACCES, and others of socket(2), bind(2), listen(2). ENOMEM.
  *
  * Any thread. vfio-user protocol, "UNIX domain sockets".
@@ -126,7 +127,8 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting, or has not spoken;
  *   one that does not within ten seconds is turned away.
  * ETIMEDOUT: the same without that flag. EINTR: a signal.
- * EINVAL: a client is attached already, or this one's version message was refused.
+ * EINVAL: a client is attached already, or this one's version message was refused, or the context
+ *   has no path.
  * ECONNRESET, ENOMSG: the client went away. EFAULT: it sent descriptors with the version message.
  * EMFILE, ENOMEM, and others of accept(2). EDEADLK: inside a callback.
  *
@@ -135,8 +137,8 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
 int vfu_attach_ctx(vfu_ctx_t *vfu_ctx);
 
 /*
- * Handles requests of the client. With LIBVFIO_USER_FLAG_ATTACH_NB those that one receive call
- * brings, which is one unless the client sends ahead; without it, until an error. A request that
+ * Handles requests of the client: with LIBVFIO_USER_FLAG_ATTACH_NB the next one, and those that
+ * waited for it; without that flag, until an error. A request that
  * fails is answered with an error and is no failure of this call.
  *
  * Returns the number of requests handled, or -1 with errno:
@@ -153,7 +155,8 @@ int vfu_run_ctx(vfu_ctx_t *vfu_ctx);
 
 /*
  * Returns the descriptor to poll for input: the connection's when a client is attached, else the
- * listening one. It changes when a client attaches or goes away.
+ * listening one. It changes when a client attaches or goes away. -1 with errno EINVAL: the context
+ * has no path.
  *
  * Control thread.
  */
@@ -315,7 +318,7 @@ typedef enum vfu_reset_type {
 } vfu_reset_type_t;
 
 /*
- * Resets the device. Returns 0, or -1 with the errno for the client.
+ * Resets the device. Returns 0, or -1 with the errno for the client. A positive value counts as 0.
  *
  * Before it runs, the library has reset what it keeps itself: the MSI-X table, and in configuration
  * space every bit that a guest can change, which is again as it was at vfu_realize_ctx() or when the
@@ -355,7 +358,7 @@ void vfu_setup_device_keep_state(vfu_ctx_t *vfu_ctx, bool keep);
  * done, which is when vfu_run_ctx() or vfu_device_quiesced() returns.
  *
  * Returns 0 when the device is quiet; -1 with errno EBUSY when it will be later and then calls
- * vfu_device_quiesced(); -1 with another errno to refuse the request.
+ * vfu_device_quiesced(); -1 with another errno to refuse the request. A positive value counts as 0.
  */
 typedef int(vfu_device_quiesce_cb_t)(vfu_ctx_t *vfu_ctx);
 

@@ -183,7 +183,9 @@ int vfu_attach_ctx(vfu_ctx_t *vfu_ctx)
 
 int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx)
 {
-    return device_poll_fd(vfu_ctx);
+    int fd = device_poll_fd(vfu_ctx);
+
+    return fd != -1 ? fd : api_result(-EINVAL);
 }
 
 int vfu_run_ctx(vfu_ctx_t *vfu_ctx)

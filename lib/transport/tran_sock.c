@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -17,14 +18,14 @@ static int sock_listen(struct transport *t, const char *path, bool nonblocking,
                        const struct logger *log)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    struct stat made;
     int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0);
     int err;
 
     t->listen_fd = -1;
     t->path = NULL;
     if (path[0] == '\0') {
-        log_err(log, "the path of the socket is empty");
-        return -EINVAL; /* a name that nobody could find or guard */
+        return 0;
     }
     if (strlen(path) >= sizeof(addr.sun_path)) {
         return -ENAMETOOLONG;
@@ -44,6 +45,12 @@ static int sock_listen(struct transport *t, const char *path, bool nonblocking,
         err = ENOMEM;
         goto unlink_path;
     }
+    if (lstat(path, &made) == -1) {
+        err = errno;
+        goto unlink_path;
+    }
+    t->device = made.st_dev;
+    t->inode = made.st_ino;
     if (listen(t->listen_fd, LISTEN_BACKLOG) == -1) {
         err = errno;
         log_err(log, "cannot listen at %s: %s", path, strerror(err));
@@ -68,18 +75,35 @@ static int sock_poll_fd(const struct transport *t)
 
 static int sock_accept(struct transport *t, struct stream *s, size_t max_message)
 {
-    int fd = accept4(t->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    int fd;
 
+    if (t->listen_fd == -1) {
+        return -EINVAL; /* as accept(2) says of a socket that does not listen */
+    }
+    fd = accept4(t->listen_fd, NULL, NULL, SOCK_CLOEXEC);
     if (fd == -1) {
         return errno == EWOULDBLOCK ? -EAGAIN : -errno;
     }
     return stream_open(s, fd, fd, true, max_message);
 }
 
+/*
+ * Whether the file at the path is still the socket that listen() made. Another server may have
+ * removed it and put its own there.
+ */
+static bool path_is_ours(const struct transport *t)
+{
+    struct stat found;
+
+    return lstat(t->path, &found) == 0 && found.st_dev == t->device && found.st_ino == t->inode;
+}
+
 static void sock_close(struct transport *t)
 {
     if (t->path != NULL) {
-        unlink(t->path);
+        if (path_is_ours(t)) {
+            unlink(t->path);
+        }
         free(t->path);
         t->path = NULL;
     }

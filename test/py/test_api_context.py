@@ -402,6 +402,38 @@ def test_run_failed_request_is_no_failure(workshop, device):
     assert client.wait(msg_id, check=False).error == errno.EINVAL
 
 
+@pytest.mark.parametrize("size", [0, 15, wire.MAX_MESSAGE + 1])
+def test_size_that_no_message_has(workshop, device, size):
+    """The call that answers it succeeds; the next one tells of the end. The descriptor asks for
+    it."""
+    client = workshop.attach(device)
+    client.send_raw(wire.message(Cmd.REGION_READ, b"", 9, msg_size=size))
+    assert device.run() == 0
+    assert client.wait(9, check=False).error == errno.EINVAL
+    assert select.select([device.poll_fd], [], [], 0)[0]
+    with fails(errno.ENOTCONN):
+        device.run()
+    assert client.channel.at_eof()
+
+
+def test_reply_that_nothing_waits_for(workshop, device):
+    client = workshop.attach(device)
+    client.send_raw(wire.message(Cmd.REGION_READ, b"", 9, flags=wire.REPLY, msg_size=32))
+    assert device.run() == 0
+    assert client.channel.recv().error == errno.EINVAL
+
+
+def test_one_call_takes_one_message(workshop, device):
+    """However long it is."""
+    memory = device.memory_region(BAR0, 1 << 17)
+    client = workshop.attach(device)
+    for count in (1, 4, 16, 100, 1 << 16):
+        msg_id = client.send_region_write(BAR0, 0, b"\xab" * count)
+        assert device.run() == 1
+        client.wait(msg_id)
+        assert memory[:count + 1] == b"\xab" * count + b"\0"
+
+
 def test_poll_fd_follows_the_connection(workshop, device):
     device.realize()
     listener = device.poll_fd
@@ -662,7 +694,38 @@ def test_version_json(workshop, device):
         "pgsize": resource.getpagesize()}
 
 
-def test_create_without_a_path(workshop):
-    """Not a name in nowhere, which nobody can find or guard."""
-    with fails(errno.EINVAL):
-        workshop.lib.vfu_create_ctx(abi.TRANS_SOCK, b"", 0, None, abi.DEV_PCI)
+@pytest.mark.parametrize("flags", [0, abi.NB])
+def test_without_a_path(workshop, flags):
+    """For a device that is only realized: no client can come, and two do not get in each other's
+    way."""
+    devices = [workshop.device(path="", flags=flags) for _ in range(2)]
+    for device in devices:
+        device.realize()
+        assert device.config_int(0, 2) == 0
+        with fails(errno.EINVAL):
+            assert device.poll_fd
+        with fails(errno.EINVAL):
+            device.attach()
+        with fails(errno.ENOTCONN):
+            device.run()
+
+
+def test_socket_of_another_server_is_left_alone(workshop, tmp_path):
+    path = os.path.relpath(tmp_path / "s")
+    first = workshop.device(path=path)
+    os.unlink(path)
+    second = workshop.device(path=path)
+    first.destroy()
+    client = workshop.attach(second)
+    assert client.device_info().num_regions == 9
+    second.destroy()
+    assert not os.path.exists(path)
+
+
+def test_file_in_place_of_the_socket_is_left_alone(workshop, tmp_path):
+    path = os.path.relpath(tmp_path / "s")
+    device = workshop.device(path=path)
+    os.unlink(path)
+    (tmp_path / "s").write_text("something")
+    device.destroy()
+    assert (tmp_path / "s").read_text() == "something"
