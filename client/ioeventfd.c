@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* GET_REGION_IO_FDS: writes that the hypervisor turns into signals. */
 #include "client.h"
+#include "util/peer_eventfd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -50,6 +51,9 @@ static int read_record(const vfio_user_sub_region_ioeventfd_t *wire, const int *
         return -EPROTO;
     }
     err = copy_fd(fds, nr_fds, wire->fd_index, &out->fd);
+    if (err == 0 && out->fd != -1 && peer_eventfd_check(out->fd) < 0) {
+        err = -EPROTO;
+    }
     if (err == 0 && wire->type == VFIO_USER_IO_FD_TYPE_IOEVENTFD_SHADOW) {
         err = copy_fd(fds, nr_fds, wire->shadow_mem_fd_index, &out->shadow_fd);
     }

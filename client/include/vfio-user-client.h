@@ -234,7 +234,7 @@ typedef struct vfuc_ioeventfd {
 
 /*
  * Returns how many there are; they are stored if that is at most max, and are the caller's then,
- * for vfuc_close_ioeventfds(). E2BIG: more than 1024.
+ * for vfuc_close_ioeventfds(). E2BIG: more than 1024. EPROTO: also if fd is no eventfd.
  */
 int vfuc_region_ioeventfds(vfuc_t *client, uint32_t region, vfuc_ioeventfd_t *list, uint32_t max);
 void vfuc_close_ioeventfds(vfuc_ioeventfd_t *list, uint32_t count);
@@ -278,6 +278,22 @@ int vfuc_irq_set_eventfds(vfuc_t *client, uint32_t type, uint32_t start, uint32_
 int vfuc_irq_mask(vfuc_t *client, uint32_t type, uint32_t start, uint32_t count, bool mask);
 /* No interrupts of this type any more. */
 int vfuc_irq_disable(vfuc_t *client, uint32_t type);
+
+/*
+ * Eventfds of interrupts and ioeventfds. The server holds their file descriptions as well: it can
+ * clear O_NONBLOCK, and fill or empty a counter after a poll(2) of the caller, so that write(2) and
+ * read(2) would wait for as long as it likes. These functions never wait, and may be called from
+ * callbacks.
+ */
+
+/* Adds 1 to the counter. EAGAIN: it is full. EINVAL: fd is no eventfd. Others of io_submit(2). */
+int vfuc_eventfd_signal(int fd);
+
+/*
+ * Stores the counter and sets it to 0; with EFD_SEMAPHORE stores 1 and subtracts it. EAGAIN: it is 0.
+ * EOPNOTSUPP: a kernel before Linux 5.8.
+ */
+int vfuc_eventfd_take(int fd, uint64_t *count);
 
 /*
  * Memory that the device may reach

@@ -156,6 +156,9 @@ int peer_eventfd_signal(int fd)
         err = ctx != 0 ? submit(ctx, fd, 0) : -ENOSYS;
     }
     if (err == -EINVAL) {
+        if (peer_eventfd_check(fd) < 0) {
+            return -EINVAL;
+        }
         atomic_store(&unusable, true);
     }
     return err == 0 ? 0 : peer_eventfd_signal_on_thread(fd);

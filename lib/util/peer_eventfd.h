@@ -32,9 +32,9 @@
 int peer_eventfd_check(int fd);
 
 /*
- * Adds 1 to the counter of an eventfd that peer_eventfd_check() has accepted. Never waits for the
- * peer. Returns 0, also if the peer fills the counter meanwhile; -EAGAIN if it was full before; or
- * another negative errno. Any thread.
+ * Adds 1 to the counter of an eventfd. Never waits for the peer. Returns 0, also if the peer fills the
+ * counter meanwhile; -EAGAIN if it was full before; -EINVAL if fd is no eventfd; or another negative
+ * errno. Any thread.
  */
 int peer_eventfd_signal(int fd);
 

@@ -299,9 +299,9 @@ void driver_mask_intx(struct driver *d, bool mask)
 
 bool driver_irq_pending(struct driver *d)
 {
-    eventfd_t count;
+    uint64_t count;
 
-    return eventfd_read(d->irq_fd, &count) == 0;
+    return vfuc_eventfd_take(d->irq_fd, &count) == 0;
 }
 
 void driver_wait_irq(struct driver *d)

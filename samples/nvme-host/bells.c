@@ -9,7 +9,6 @@
 #include <linux/vfio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -107,7 +106,7 @@ bool host_ring_bell(struct host *host, unsigned index, uint32_t value)
     const struct host_bell *bell = &host->bells.bells[index];
 
     __atomic_store_n(bell->value, value, __ATOMIC_SEQ_CST);
-    if (eventfd_write(bell->fd, 1) != 0) {
+    if (vfuc_eventfd_signal(bell->fd) != 0) {
         host_fail("cannot ring doorbell %u: %s", index, strerror(errno));
         return false;
     }

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -108,13 +107,13 @@ static int serve(struct bench *b, struct host_queue *queue)
 static bool sleep_for_interrupt(struct host *host, unsigned qid)
 {
     struct pollfd pfd = { .fd = host->irq_fds[qid], .events = POLLIN };
-    eventfd_t count;
+    uint64_t count;
 
     if (poll(&pfd, 1, HOST_TIMEOUT_MS) <= 0) {
         host_fail("no interrupt");
         return false;
     }
-    (void)eventfd_read(pfd.fd, &count);
+    (void)vfuc_eventfd_take(pfd.fd, &count);
     return !host_lost(host);
 }
 

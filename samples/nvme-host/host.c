@@ -265,7 +265,7 @@ static void on_lost(void *pvt, int error)
     (void)error;
     atomic_store(&host->lost, true);
     for (unsigned i = 0; i < host->nr_irqs; i++) {
-        (void)eventfd_write(host->irq_fds[i], 1);
+        (void)vfuc_eventfd_signal(host->irq_fds[i]);
     }
 }
 
@@ -452,7 +452,7 @@ static bool admin(struct host *host, struct nvme_command *command, uint32_t *res
     }
     while (!host_pop(&host->admin, &completion)) {
         struct pollfd pfd = { .fd = host->irq_fds[0], .events = POLLIN };
-        eventfd_t count;
+        uint64_t count;
 
         if (host_lost(host)) {
             return false;
@@ -462,7 +462,7 @@ static bool admin(struct host *host, struct nvme_command *command, uint32_t *res
             return false;
         }
         poll(&pfd, 1, 1000);
-        (void)eventfd_read(host->irq_fds[0], &count);
+        (void)vfuc_eventfd_take(host->irq_fds[0], &count);
     }
     if (completion.status >> 1 != NVME_SC_SUCCESS) {
         host_fail("admin command 0x%02x, cdw10 0x%x, cdw11 0x%x: status 0x%x", command->opcode,

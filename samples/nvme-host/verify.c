@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 
 #define MAX_TRANSFER (64u << 10)
 #define AREA_SIZE (MAX_TRANSFER + 3 * HOST_PAGE)
@@ -301,7 +300,7 @@ static unsigned all_in_flight(const struct verify *v)
 static bool wait_for_interrupts(struct verify *v)
 {
     struct pollfd fds[HOST_MAX_QUEUES + 1];
-    eventfd_t count;
+    uint64_t count;
 
     for (unsigned i = 0; i < v->host.nr_irqs; i++) {
         fds[i] = (struct pollfd){ .fd = v->host.irq_fds[i], .events = POLLIN };
@@ -309,7 +308,7 @@ static bool wait_for_interrupts(struct verify *v)
     if (!v->options->spin && poll(fds, v->host.nr_irqs, 100) > 0) {
         for (unsigned i = 0; i < v->host.nr_irqs; i++) {
             if (fds[i].revents != 0) {
-                (void)eventfd_read(fds[i].fd, &count);
+                (void)vfuc_eventfd_take(fds[i].fd, &count);
             }
         }
     }

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 
 #define CLASS_OTHER 0xff
 #define INTERRUPT 0
@@ -59,9 +60,14 @@ static void interrupt(struct device *device)
 static void rung(struct device *device, size_t index)
 {
     struct doorbell *doorbell = &device->doorbells[index];
-    eventfd_t count;
+    uint64_t count;
+    const struct iovec iov = { &count, sizeof(count) };
 
-    if (eventfd_read(doorbell->fd, &count) != 0) {
+    /*
+     * The client has the same file description: it may have emptied the counter since poll() looked,
+     * and cleared O_NONBLOCK.
+     */
+    if (preadv2(doorbell->fd, &iov, 1, -1, RWF_NOWAIT) != (ssize_t)sizeof(count)) {
         return;
     }
     /* Behind the count: it is not older than any of the rings that were counted. */

@@ -184,7 +184,7 @@ static bool ring(struct client *client, unsigned long number)
         *bell->shadow = htole32((uint32_t)number);
     }
     bell->rings++;
-    return eventfd_write(bell->fd, 1) == 0 || demo_failed(client->demo, "cannot ring", errno);
+    return vfuc_eventfd_signal(bell->fd) == 0 || demo_failed(client->demo, "cannot ring", errno);
 }
 
 static bool ring_by_message(struct client *client, unsigned long number)
@@ -208,9 +208,9 @@ static bool wait_interrupt(struct client *client)
         { .fd = client->irq_fd, .events = POLLIN },
         { .fd = client->device_pidfd, .events = POLLIN },
     };
-    eventfd_t count;
+    uint64_t count;
 
-    while (eventfd_read(client->irq_fd, &count) != 0) {
+    while (vfuc_eventfd_take(client->irq_fd, &count) != 0) {
         int ready = poll(fds, 2, DEMO_TIMEOUT_MS);
 
         if (ready == 0 || fds[1].revents != 0) {

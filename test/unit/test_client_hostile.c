@@ -433,8 +433,15 @@ static void test_ioeventfds(void **state)
         { "a place that wraps", do_io_fds, EPROTO, false, IO(io_wraps) },
     };
 
+    const struct lie no_eventfd = { "a file for an eventfd", do_io_fds, EPROTO, false, IO(io_right) };
+    int fd = eventfd(0, EFD_CLOEXEC);
+
     (void)state;
-    check_lies(lies, COUNT(lies));
+    for (size_t i = 0; i < COUNT(lies); i++) {
+        check_lie(&lies[i], fd);
+    }
+    close(fd);
+    check_lies(&no_eventfd, 1);
 }
 
 /* Negotiation */

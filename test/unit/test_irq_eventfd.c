@@ -2,6 +2,7 @@
 /* Eventfds whose file description a hostile peer holds as well: signals never wait for it. */
 #include "util/peer_eventfd.h"
 #include "util/peer_eventfd_thread.h"
+#include "vfio-user-client.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -151,6 +152,24 @@ static void test_race_without_aio(void **state)
     race(peer_eventfd_signal_on_thread, ROUNDS, 8192);
 }
 
+static void test_client(void **state)
+{
+    uint64_t count = 0;
+    int fd = eventfd(0, EFD_CLOEXEC), other = memfd_create("other", MFD_CLOEXEC);
+
+    (void)state;
+    assert_int_equal(vfuc_eventfd_take(fd, &count), -1);
+    assert_int_equal(errno, EAGAIN); /* without O_NONBLOCK */
+    assert_int_equal(vfuc_eventfd_signal(other), -1);
+    assert_int_equal(errno, EINVAL);
+    assert_int_equal(vfuc_eventfd_signal(fd), 0);
+    assert_int_equal(vfuc_eventfd_signal(fd), 0);
+    assert_int_equal(vfuc_eventfd_take(fd, &count), 0);
+    assert_int_equal(count, 2);
+    close(other);
+    close(fd);
+}
+
 static void *signal_often(void *arg)
 {
     for (int i = 0; i < ROUNDS; i++) {
@@ -270,6 +289,7 @@ int main(void)
         cmocka_unit_test(test_signal),      cmocka_unit_test(test_semaphore),
         cmocka_unit_test(test_full),        cmocka_unit_test(test_race),
         cmocka_unit_test(test_race_without_aio),
+        cmocka_unit_test(test_client),
         cmocka_unit_test(test_threads),     cmocka_unit_test(test_fork),
         cmocka_unit_test(test_without_aio), cmocka_unit_test(test_without_proc),
     };
