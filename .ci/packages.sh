@@ -2,9 +2,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Sourced by quickstart and run-tests.
 
+# apt_get <argument>...: waits while another apt-get is at work. DPkg::Lock::Timeout is about
+# installing only, so an update that finds the lists locked is tried again, for 10 minutes.
+apt_get() {
+    local sudo=() output tries
+
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo=(sudo)
+    fi
+    for ((tries = 60; tries > 0; tries--)); do
+        output=$("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq \
+            -o DPkg::Lock::Timeout=600 "$@" </dev/null 2>&1) && return
+        case $output in
+        *lists/lock*) sleep 10 ;;
+        *) break ;;
+        esac
+    done
+    printf '%s\n' "$output" >&2
+    return 1
+}
+
 # need_packages <package>...: installs those that are missing (Debian).
 need_packages() {
-    local missing=() package sudo=()
+    local missing=() package
 
     for package in "$@"; do
         if ! dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed; then
@@ -16,12 +36,8 @@ need_packages() {
     fi
 
     echo "Installing missing Debian packages: ${missing[*]}"
-    if [ "$(id -u)" -ne 0 ]; then
-        sudo=(sudo)
-    fi
-    "${sudo[@]}" apt-get update -qq
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+    apt_get update
+    apt_get install -y --no-install-recommends "${missing[@]}"
 }
 
 build_packages=(gcc libc6-dev cmake ninja-build pkg-config liburing-dev)

@@ -34,7 +34,6 @@ foreach(source IN LISTS unit_tests)
         target_link_libraries(${name} PRIVATE nvme-backend)
     endif()
     add_test(NAME unit/${name} COMMAND ${name})
-    set_tests_properties(unit/${name} PROPERTIES TIMEOUT 120)
 endforeach()
 
 # Most of the layout proof is made by the compiler; running it checks the bit-fields.
@@ -97,7 +96,7 @@ foreach(source IN LISTS storms)
     set_target_properties(${name} PROPERTIES
         RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/stress)
     add_test(NAME stress/${name} COMMAND ${name} 5000)
-    set_tests_properties(stress/${name} PROPERTIES TIMEOUT 120
+    set_tests_properties(stress/${name} PROPERTIES
         ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/test/tsan.supp")
 endforeach()
 foreach(function malloc calloc aligned_alloc strdup mmap eventfd socketpair)
@@ -149,7 +148,6 @@ foreach(source IN LISTS fuzz_targets)
     set(found ${fuzz_regressions})
     list(FILTER found INCLUDE REGEX "/regressions/${short}/")
     add_test(NAME fuzz/${short} COMMAND replay-${short} ${fuzz_seeds}/${short} ${found})
-    set_tests_properties(fuzz/${short} PROPERTIES TIMEOUT 120)
 endforeach()
 
 # Devices that tests attach to, and the samples as tests of their own.
@@ -163,6 +161,6 @@ endif()
 if(TARGET sample-nvme AND TARGET sample-nvme-host)
     add_test(NAME stress/nvme-verify COMMAND
         ${PROJECT_SOURCE_DIR}/test/stress/nvme-verify ${PROJECT_BINARY_DIR} 2)
-    set_tests_properties(stress/nvme-verify PROPERTIES TIMEOUT 120
+    set_tests_properties(stress/nvme-verify PROPERTIES
         ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/test/tsan.supp")
 endif()

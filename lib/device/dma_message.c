@@ -49,10 +49,6 @@ static int finish(struct vfu_ctx *ctx, struct dma_message *message)
     const struct txn *txn = &message->txn;
     int err = txn_wait(&ctx->session, &message->txn);
 
-    /* A reply that is wrong or does not come has its line already. */
-    if (err == -EPROTO || err == -ETIMEDOUT) {
-        return err;
-    }
     if (err < 0) {
         log_err(&ctx->log, "%s of %llu bytes at 0x%llx failed: %s", command_name(txn->cmd),
                 (unsigned long long)message->request.count,

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# The chipset's PAM registers are written while the disk is at work. They say what lies from 0xc0000
+# to 0xfffff, so QEMU takes all of the memory from the device for a moment, and gives it back.
+
+load nvme
+step "the disk appears" find_namespace 1
+step "the host bridge is q35's" [ "$(lspci -n -s 00:00.0 | cut -d' ' -f3)" = 8086:29c0 ]
+
+fio --name=verify --filename=$disk --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 \
+    --do_verify=1 --rw=randwrite --bs=4k --size=16m --iodepth=32 --output=/tmp/fio.out --eta=never &
+load=$!
+# flip: BIOS memory read-only, then writable
+flip() {
+    for value in 11 33; do
+        for reg in 91 92 93 94 95 96; do
+            setpci -s 00:00.0 $reg.b=$value || return 1
+        done
+    done
+}
+flips=0
+while kill -0 $load 2>/dev/null && [ $flips -lt 100 ]; do
+    flip || end "failed: setpci"
+    flips=$((flips + 1))
+done
+echo "  $flips flips of six registers"
+step "some while the disk was at work" [ $flips -gt 3 ]
+step "the load, verified" wait $load
+step "and idle" flip
+step "after it, verified" fio --name=after --filename=$disk --direct=1 --ioengine=libaio --rw=randwrite \
+    --verify=crc32c --verify_fatal=1 --do_verify=1 --bs=4k --size=4m --iodepth=8 \
+    --output=/tmp/fio.out --eta=never
+if dmesg | grep -E 'nvme.*(timeout|I/O error|failed|abort|reset|down)'; then
+    end "failed: the kernel complains"
+fi
