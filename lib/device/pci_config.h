@@ -124,6 +124,17 @@ struct pci_iommu_registers {
     uint32_t pri_allocation;
 };
 
+/* What the capabilities say that the function can do. */
+struct pci_iommu_limits {
+    uint32_t ats_queue_depth; /* 1 to 32 invalidations */
+    uint32_t pasid_bits;
+    bool pasid_exec, pasid_priv;
+    uint32_t pri_capacity; /* page requests */
+};
+
+/* Shows these limits in the capabilities that there are. */
+void pci_iommu_show(struct pci_config *pci, const struct pci_iommu_limits *limits);
+
 void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *regs);
 /* Function reset: their defaults. */
 void pci_iommu_reset(struct pci_config *pci);

@@ -174,6 +174,30 @@ void pci_pri_event(struct pci_config *pci, enum pci_pri_event event)
     }
 }
 
+void pci_iommu_show(struct pci_config *pci, const struct pci_iommu_limits *limits)
+{
+    const struct pci_cap *cap = pci_cap_find(pci, true, PCI_EXT_CAP_ID_PASID);
+    struct atscap *ats = find(pci, PCI_EXT_CAP_ID_ATS);
+    struct pricap *pri = find(pci, PCI_EXT_CAP_ID_PRI);
+
+    if (ats != NULL) {
+        ats->atsc.iqd = limits->ats_queue_depth & 31; /* 0 means 32 */
+    }
+    if (pri != NULL) {
+        pri->capacity = limits->pri_capacity;
+    }
+    if (cap != NULL) {
+        struct pasidcap *pasid = (struct pasidcap *)pci_cap_bytes(pci, cap);
+
+        pasid->pasidc.width = limits->pasid_bits & 31;
+        pasid->pasidc.eps = limits->pasid_exec;
+        pasid->pasidc.pms = limits->pasid_priv;
+        pci_cap_init_masks(pci, cap);
+        pasid->pasidctl.raw &= pci->masks.writable[cap->offset +
+                                                   offsetof(struct pasidcap, pasidctl)];
+    }
+}
+
 void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *regs)
 {
     const struct atscap *ats = find(pci, PCI_EXT_CAP_ID_ATS);

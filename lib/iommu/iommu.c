@@ -305,11 +305,31 @@ void iommu_sync_registers(struct vfu_ctx *ctx)
 
 /* Connection and reset */
 
+/* To a client that has not negotiated the extension, the device shows what it has (CFG-7). */
+static void show_agreed(struct vfu_ctx *ctx)
+{
+    struct iommu_caps shown = ctx->agreed.iommu;
+    bool pasid;
+
+    if (!shown.present) {
+        iommu_offer(ctx, &shown);
+    }
+    pasid = shown.pasid.present;
+    pci_iommu_show(&ctx->pci, &(struct pci_iommu_limits){
+        .ats_queue_depth = shown.ats.present ? shown.ats.queue_depth : 1,
+        .pasid_bits = pasid ? shown.pasid.bits : 0,
+        .pasid_exec = pasid && shown.pasid.exec,
+        .pasid_priv = pasid && shown.pasid.priv,
+        .pri_capacity = shown.pri.present ? shown.pri.max_requests : 0,
+    });
+}
+
 void iommu_connected(struct vfu_ctx *ctx)
 {
     if (ctx->iommu == NULL) {
         return;
     }
+    show_agreed(ctx);
     atomic_store_explicit(&ctx->iommu->pasid_bits,
                           ctx->agreed.iommu.pasid.present ? ctx->agreed.iommu.pasid.bits
                                                           : ctx->iommu->config.pasid_bits,

@@ -294,6 +294,38 @@ def test_capability_registers(workshop):
     assert dev.probe.register(soft.PRI, 8, size=4) == 512
 
 
+ATS = {"page_shift": 12, "max_entries": 64}
+AGREED = {
+    "less": ({"pasid": {"bits": 8, "exec": False, "priv": True},
+              "ats": {**ATS, "queue_depth": 4}, "pri": {"max_requests": 7}}, 4, 8 << 8 | 4, 7),
+    "more": ({"pasid": {"bits": 20, "exec": True, "priv": True},
+              "ats": {**ATS, "queue_depth": 32}, "pri": {"max_requests": 1000}}, 5, 9 << 8 | 6, 77),
+    "ATS alone": ({"ats": {**ATS, "queue_depth": 2}}, 2, 0, 0),
+    "PASID alone": ({"pasid": {"bits": 3, "exec": False, "priv": False}}, 1, 3 << 8, 0),
+}
+
+
+@pytest.mark.parametrize("what", AGREED)
+def test_capability_registers_show_what_was_agreed(workshop, what):
+    """And what the device has, to the next client, which does not know the extension."""
+    offer, depth, pasid, requests = AGREED[what]
+    dev = Guarded(workshop, pasid_bits=9, ats_queue_depth=5, pri_max_requests=77)
+    dev.attach({**CAPABILITIES, "iommu": offer})
+
+    def shown():
+        return (dev.probe.register(soft.ATS, 4) & 0x1F, dev.probe.register(soft.PASID, 4),
+                dev.probe.register(soft.PRI, 8, size=4))
+
+    assert shown() == (depth, pasid, requests)
+    dev.probe.enable_pasid(7)
+    assert dev.probe.register(soft.PASID, 6) == 1 | pasid & 6, "nothing else can be enabled"
+    dev.client.close()
+    with fails(errno.ENOTCONN):
+        dev.device.run()
+    dev.attach(CAPABILITIES)
+    assert shown() == (5, 9 << 8 | 6, 77)
+
+
 # vfu_iommu_get_state and the state callback
 
 
