@@ -82,7 +82,8 @@ typedef struct vfu_iommu_config {
 /*
  * Gives the device an IOMMU interface: adds the PASID, ATS and PRI extended capabilities that the
  * configuration asks for, and offers the extension to clients. A client that does not know it
- * sees the capabilities and a stock server. From here on the replies to DMA_UNMAP wait until
+ * sees the capabilities and a stock server. A guest finds them only beside an Express capability:
+ * vfu_realize_ctx() adds one that the device has left out. From here on the replies to DMA_UNMAP wait until
  * references to what was unmapped are put.
  *
  * @config: copied.

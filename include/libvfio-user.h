@@ -108,10 +108,13 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx);
 
 /*
  * Ends the set-up: a missing configuration space is made (256 bytes), BAR type bits, the interrupt
- * pin and the capability bit are filled in, the interrupt tables are allocated. Does nothing on a
- * context that is realized already.
+ * pin and the capability bit are filled in, the interrupt tables are allocated. A device with PASID,
+ * ATS or PRI (vfu_setup_device_iommu()) and without an Express capability is given one. What does not
+ * fit together in the device leaves a line each in its log. Does nothing on a context that is
+ * realized already.
  *
- * Returns 0, or -1 with errno ENOMEM.
+ * Returns 0, or -1 with errno:
+ * EINVAL: a 64-bit BAR overlaps the next one. ENOSPC: no room for the Express capability. ENOMEM.
  *
  * Control thread.
  */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "api/api.h"
 #include "api/api_log.h"
+#include "device/check.h"
 #include "device/command.h"
 #include "device/connect.h"
 #include "device/dma_command.h"
@@ -165,10 +166,13 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
         err = msix_realize(vfu_ctx);
     }
     if (err == 0) {
+        err = device_check(vfu_ctx);
+    }
+    if (err == 0) {
         err = irqs_realize(&vfu_ctx->irqs);
-        if (err < 0) {
-            msix_destroy(vfu_ctx);
-        }
+    }
+    if (err < 0) {
+        msix_destroy(vfu_ctx);
     }
     vfu_ctx->realized = err == 0;
     return api_result(err);

@@ -5,6 +5,8 @@
 #include "device/reset.h"
 #include "iommu/iommu.h"
 
+#include <string.h>
+
 static const struct region *config_region(const struct vfu_ctx *ctx)
 {
     return &ctx->regions[VFU_PCI_DEV_CFG_REGION_IDX];
@@ -53,9 +55,42 @@ const struct pci_config_ops device_pci_ops = {
     .pri_reset = pri_reset,
 };
 
+/*
+ * A guest looks for PASID, ATS and PRI only in a function with an Express capability (PCIe 7.5.3).
+ * One that the device has left out is that of an integrated endpoint, which has no link.
+ */
+static int complete_express(struct vfu_ctx *ctx)
+{
+    const struct pxcap express = {
+        .hdr.id = PCI_CAP_ID_EXP,
+        .pxcaps = { .ver = 2, .dpt = PCI_EXP_TYPE_RC_END },
+        .pxdcap = { .rer = 1, .flrc = ctx->reset != NULL },
+    };
+    ssize_t pos;
+
+    if (ctx->iommu == NULL || ctx->pci.extended.nr == 0 ||
+        pci_config_find_capability(&ctx->pci, false, 0, PCI_CAP_ID_EXP) >= 0) {
+        return 0;
+    }
+    pos = pci_config_add_capability(&ctx->pci, 0, 0, &express);
+    if (pos < 0) {
+        log_err(&ctx->log, "vfu_realize_ctx: IOMMU capabilities without a PCI Express capability, "
+                "and no room for one: %s", strerror((int)-pos));
+        return (int)pos;
+    }
+    log_warn(&ctx->log, "vfu_realize_ctx: IOMMU capabilities without a PCI Express capability: "
+             "added one at 0x%zx", (size_t)pos);
+    return 0;
+}
+
 int device_pci_realize(struct vfu_ctx *ctx)
 {
     struct region *config = &ctx->regions[VFU_PCI_DEV_CFG_REGION_IDX];
+    int err = complete_express(ctx);
+
+    if (err < 0) {
+        return err;
+    }
 
     if (config->size == 0) {
         config->size = PCI_CFG_SPACE_SIZE;

@@ -347,6 +347,7 @@ static int set_up(struct probe *probe, const char *path, const vfu_iommu_config_
 {
     vfu_ctx_t *ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, probe,
                                     VFU_DEV_TYPE_PCI);
+    struct pxcap express = { .hdr.id = PCI_CAP_ID_EXP, .pxcaps = { .ver = 2 } };
 
     probe->ctx = ctx;
     if (ctx == NULL) {
@@ -360,6 +361,7 @@ static int set_up(struct probe *probe, const char *path, const vfu_iommu_config_
     }
     vfu_setup_log(ctx, print_log, LOG_ERR);
     if (vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, 0, 0) < 0 ||
+        vfu_pci_add_capability(ctx, 0, 0, &express) < 0 ||
         vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, BAR_SIZE, bar_access,
                          VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0) < 0 ||
         vfu_setup_device_dma(ctx, 1024, registered, registered) < 0 ||
