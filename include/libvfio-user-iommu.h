@@ -180,7 +180,8 @@ int vfu_dma_resolve_wait(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req);
 /*
  * Copies within what was resolved, by mapping or by messages: len bytes between data and guest
  * memory, from offset bytes behind req->addr on. Returns 0, or -1 with errno: EINVAL (outside of
- * the request, or not resolved for writing), EFAULT, EIO, ETIMEDOUT, ENOTCONN. Any thread.
+ * the request, or not resolved for writing), EFAULT, EIO, ETIMEDOUT, ENOTCONN, or ECANCELED as for
+ * vfu_sgl_read() and when PASIDs are switched off or vfu_pasid_stop() is called. Any thread.
  */
 int vfu_dma_move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, void *data,
                  size_t len, bool to_guest);

@@ -524,7 +524,9 @@ void vfu_sgl_put(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cn
  * EINVAL: unknown flag; entry not valid; a reply that does not fit the request; no DMA.
  * ESTALE: what an entry names was unmapped since. EFAULT: the client truncated the file.
  * EIO: the file could not be read. ENOTCONN: the client is gone. ETIMEDOUT: no reply within 30
- * seconds. Any other: the client's own error.
+ * seconds. ECANCELED: no reply yet, and the client waits for what would wait for it: a reset, a stop
+ * for migration, bus mastering off, DMA_UNMAP of this memory, ATS_INVALIDATE. The access may be
+ * repeated once the request is done. Any other: the client's own error.
  *
  * Any thread, as vfu_addr_to_sgl(). vfio-user protocol, DMA_READ.
  */

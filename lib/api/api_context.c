@@ -50,6 +50,7 @@ static int set_up(struct vfu_ctx *ctx, const char *path)
     }
     regions_init(ctx);
     irqs_init(&ctx->irqs, &ctx->log);
+    dma_transfers_init(&ctx->transfers);
     ctx->pci.log = &ctx->log;
     ctx->pci.ops = &device_pci_ops;
     ctx->pci.owner = ctx;
@@ -124,6 +125,7 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     /* What is pending ends here, by callbacks; then what waits for references that nobody puts. */
     session_close(&vfu_ctx->session);
     dma_destroy(vfu_ctx->dma);
+    dma_transfers_destroy(&vfu_ctx->transfers);
     iommu_destroy(vfu_ctx);
     msix_destroy(vfu_ctx);
     irqs_destroy(&vfu_ctx->irqs);

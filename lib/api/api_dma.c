@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "api/api.h"
 
+#include "libvfio-user-iommu.h"
+
 #include <sys/mman.h>
 
 int(vfu_setup_device_dma)(vfu_ctx_t *vfu_ctx, size_t max_regions,
@@ -116,7 +118,7 @@ static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *da
     if (err < 0) {
         return err;
     }
-    dma_transfer_init(&transfer, vfu_ctx, to_guest);
+    dma_transfer_init(&transfer, vfu_ctx, sgl, cnt, VFU_NO_PASID, to_guest);
     for (size_t i = 0; i < cnt && transfer.error == 0; i++) {
         api_transfer_held(&transfer, &sgl[i], data, flags & VFU_SGL_DIRECT_ACCESS);
         data += sgl[i].length;

@@ -87,7 +87,7 @@ static int move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, uin
     struct dma_transfer transfer;
     int err;
 
-    dma_transfer_init(&transfer, vfu_ctx, to_guest);
+    dma_transfer_init(&transfer, vfu_ctx, req->sgl, req->nr_sgs, req->pasid, to_guest);
     for (size_t i = 0; i < req->nr_sgs && len > 0 && transfer.error == 0; i++) {
         dma_sg_t sg = req->sgl[i];
 
@@ -219,6 +219,7 @@ int vfu_pasid_stop(vfu_ctx_t *vfu_ctx, uint32_t pasid)
     pthread_mutex_unlock(&iommu->lock);
     translate_cancel(vfu_ctx, pasid, -ECANCELED);
     page_request_cancel(vfu_ctx, pasid, false, -ECANCELED);
+    dma_cancel_pasid(vfu_ctx, pasid);
     if (err == 0 && is_on(&iommu->pri_on)) {
         page_request_stop_marker(vfu_ctx, pasid);
     }

@@ -84,14 +84,20 @@ static int dispatch_allowed(struct vfu_ctx *ctx, struct request *req)
 static int dispatch(void *owner, struct request *req)
 {
     struct vfu_ctx *ctx = owner;
+    bool cancels = dma_cancel_begin(ctx, req);
     int r;
 
     ctx->entered++;
     r = dispatch_allowed(ctx, req);
     ctx->entered--;
+    /* A request that waits for the device to quiesce comes here again. */
+    if (cancels && ctx->quiesce.pending != QUIESCE_REQUEST) {
+        dma_cancel_end(ctx);
+    }
     return r;
 }
 
 const struct session_ops device_session_ops = {
     .dispatch = dispatch,
+    .blocked = dma_cancel_blocked,
 };

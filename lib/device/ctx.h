@@ -2,6 +2,7 @@
 #ifndef VFU_DEVICE_CTX_H
 #define VFU_DEVICE_CTX_H
 
+#include "device/dma_cancel.h"
 #include "device/irq.h"
 #include "device/msix.h"
 #include "device/pci_config.h"
@@ -48,6 +49,8 @@ struct vfu_ctx {
     vfu_reset_cb_t *reset;
     bool keep_state; /* over the end of a connection: see vfu_setup_device_keep_state() */
 
+    struct dma_transfers transfers;
+    struct dma_ending ending; /* of the request that is served: under transfers.lock */
     struct dma *dma; /* NULL: the device does no DMA */
     vfu_dma_register_cb_t *dma_register;
     vfu_dma_unregister_cb_t *dma_unregister;

@@ -219,6 +219,7 @@ static int unmap_range(struct vfu_ctx *ctx, struct request *req, struct dma_spac
         err = dma_unmap(space, range, tell_device, ctx, drain);
     }
     if (err >= 0) {
+        dma_cancel_awaited(ctx);
         iommu_unmapped(ctx, space, range);
     }
     return err;
@@ -312,5 +313,6 @@ void dma_command_forget_all(struct vfu_ctx *ctx)
         dma_for_each_space(ctx->dma, forget_space, ctx);
         dma_dirty_stop(ctx->dma);
         ctx->pasid_spaces_found = dma_nr_pasid_spaces(ctx->dma);
+        dma_cancel_end(ctx);
     }
 }

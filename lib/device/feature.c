@@ -176,6 +176,20 @@ bool feature_needs_quiesce(const struct request *req)
            (head.flags & (SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE)) != 0;
 }
 
+bool feature_stops_device(const struct vfu_ctx *ctx, const struct request *req)
+{
+    struct vfio_user_device_feature head;
+    struct vfio_user_device_feature_mig_state state;
+
+    memcpy(&head, req->payload, sizeof(head));
+    if (head.flags != (SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE) ||
+        req->len < sizeof(head) + sizeof(state)) {
+        return false;
+    }
+    memcpy(&state, req->payload + sizeof(head), sizeof(state));
+    return migration_would_stop(ctx, state.device_state);
+}
+
 int feature_command(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_device_feature head;

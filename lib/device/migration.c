@@ -114,6 +114,11 @@ bool migration_stop_and_copy(const struct vfu_ctx *ctx)
     return in_state(ctx, VFIO_USER_DEVICE_STATE_STOP_COPY);
 }
 
+bool migration_would_stop(const struct vfu_ctx *ctx, uint32_t target)
+{
+    return ctx->migration != NULL && !is_stopped(ctx->migration->state) && is_stopped(target);
+}
+
 uint32_t migration_state(const struct vfu_ctx *ctx)
 {
     return ctx->migration->state;

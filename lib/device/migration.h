@@ -20,6 +20,9 @@ bool migration_stop_and_copy(const struct vfu_ctx *ctx);
 uint32_t migration_state(const struct vfu_ctx *ctx);
 int migration_set_state(struct vfu_ctx *ctx, uint32_t target);
 
+/* Whether that walk leads from a state in which the device runs to one in which it is stopped. */
+bool migration_would_stop(const struct vfu_ctx *ctx, uint32_t target);
+
 /*
  * After a reset of the device: a stopped one is RUNNING again (<linux/vfio.h>, enum
  * vfio_device_mig_state), without the steps between. PRE_COPY, in which the device runs, stays.

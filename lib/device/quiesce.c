@@ -82,6 +82,7 @@ static void resume_request(struct vfu_ctx *ctx, int err)
     log_outcome(ctx, req, -err);
     if (err != 0) {
         ctx->quiesce.request = NULL;
+        dma_cancel_end(ctx);
         request_finish(req, -err);
         req = NULL;
     }

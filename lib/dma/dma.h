@@ -284,6 +284,12 @@ int dma_held_copy(struct dma *dma, const struct dma_sg *sg, void *buf, bool to_g
 void dma_held_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target);
 
 /*
+ * Whether a drain waits for one of the references that the caller holds. False for entries that
+ * were removed without one. Any thread.
+ */
+bool dma_sgl_awaited(struct dma *dma, const struct dma_sg *sgl, size_t cnt);
+
+/*
  * A scatter entry for any range of a space by messages, whatever is mapped there: what becomes of
  * an access whose translation is the client's business.
  */

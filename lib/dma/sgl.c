@@ -194,6 +194,21 @@ void dma_held_target(struct dma *dma, const struct dma_sg *sg, struct dma_target
     }
 }
 
+bool dma_sgl_awaited(struct dma *dma, const struct dma_sg *sgl, size_t cnt)
+{
+    struct aftermath after = { 0 };
+    bool found = false;
+
+    dma_lock(dma);
+    for (size_t i = 0; i < cnt && !found; i++) {
+        const struct dma_entry *entry = sgl[i].entry;
+
+        found = entry->state == ENTRY_LINGERING && entry->dying.drain != NULL;
+    }
+    dma_unlock(dma, &after);
+    return found;
+}
+
 int dma_sg_target(struct dma *dma, const struct dma_sg *sg, struct dma_target *target)
 {
     int ret = hold(dma, sg);

@@ -30,25 +30,37 @@ static void drained(struct dma_drain *drain)
     invalidation_put((struct vfu_invalidation *)drain);
 }
 
-static int parse(struct vfu_ctx *ctx, const struct request *req, struct range *range,
-                 bool *global)
+bool iommu_invalidated_range(const struct vfu_ctx *ctx, const struct request *req,
+                             struct range *range)
 {
     uint64_t mask = access_page_mask(ctx->iommu);
     struct vfio_user_ats_invalidate in;
 
     memcpy(&in, req->payload, sizeof(in));
+    if (in.flags & ~(uint32_t)(VFIO_USER_ATS_INV_F_GLOBAL | VFIO_USER_ATS_INV_F_ALL)) {
+        return false;
+    }
+    if (in.flags & VFIO_USER_ATS_INV_F_ALL) {
+        *range = RANGE_ALL;
+        return in.address == 0 && in.length == 0;
+    }
+    if (!range_make(in.address, in.length, range)) {
+        return false;
+    }
+    range->first &= ~mask;
+    range->last |= mask;
+    return true;
+}
+
+static int parse(struct vfu_ctx *ctx, const struct request *req, struct range *range,
+                 bool *global)
+{
+    struct vfio_user_ats_invalidate in;
+
+    memcpy(&in, req->payload, sizeof(in));
     *global = (in.flags & VFIO_USER_ATS_INV_F_GLOBAL) != 0;
-    if ((in.flags & ~(uint32_t)(VFIO_USER_ATS_INV_F_GLOBAL | VFIO_USER_ATS_INV_F_ALL)) == 0) {
-        if (in.flags & VFIO_USER_ATS_INV_F_ALL) {
-            *range = RANGE_ALL;
-            if (in.address == 0 && in.length == 0) {
-                return 0;
-            }
-        } else if (range_make(in.address, in.length, range)) {
-            range->first &= ~mask;
-            range->last |= mask;
-            return 0;
-        }
+    if (iommu_invalidated_range(ctx, req, range)) {
+        return 0;
     }
     log_err(&ctx->log, "ATS_INVALIDATE id %u: flags 0x%x, address 0x%llx, length 0x%llx make no "
             "range", req->hdr.msg_id, in.flags, (unsigned long long)in.address,
@@ -120,6 +132,7 @@ int iommu_command_invalidate(struct vfu_ctx *ctx, struct request *req)
         return REQUEST_DEFERRED;
     }
     count(&ctx->iommu->counters.invalidations, 1);
+    dma_cancel_awaited(ctx);
     access_revoke(ctx, pasid, global, range);
     if (!device_busy(ctx, inv, pasid, global, range)) {
         invalidation_put(inv);

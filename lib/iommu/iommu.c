@@ -237,6 +237,7 @@ static void switch_pasid(struct vfu_ctx *ctx, const struct pci_iommu_registers *
         empty_atc(ctx, true);
         translate_cancel(ctx, SCOPE_PASIDS, -ECANCELED);
         page_request_cancel(ctx, SCOPE_PASIDS, false, -ECANCELED);
+        dma_cancel_pasid(ctx, VFU_NO_PASID);
     }
     set(&iommu->pasid_on, on);
     atomic_store_explicit(&iommu->pasid_limit, on ? 1u << ctx->agreed.iommu.pasid.bits : 0,

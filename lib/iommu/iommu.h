@@ -44,6 +44,9 @@ void iommu_registers_changed(struct vfu_ctx *ctx);
 void iommu_unmapped(struct vfu_ctx *ctx, struct dma_space *space, struct range range);
 
 int iommu_command_invalidate(struct vfu_ctx *ctx, struct request *req);
+/* The addresses that it concerns, in whole translation units; false when the request is bad. */
+bool iommu_invalidated_range(const struct vfu_ctx *ctx, const struct request *req,
+                             struct range *range);
 
 /* Before the guest reads or writes configuration space: the registers show what has happened. */
 void iommu_sync_registers(struct vfu_ctx *ctx);

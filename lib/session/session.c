@@ -69,7 +69,7 @@ void session_open(struct session *s, struct stream *stream, struct stream *twin,
     s->broken = 0;
     s->held = false;
     s->control = pthread_self();
-    s->txns.nr_abandoned = 0;
+    txn_forget_all_abandoned(&s->txns);
     pthread_mutex_unlock(&s->lock);
     /* The twin first: once the main channel is open, transactions start on whichever there is. */
     if (twin != NULL) {
@@ -146,6 +146,7 @@ int session_error(struct session *s)
 
 void session_count_parked(struct session *s, const struct request *req, int n)
 {
+    s->parkings += n > 0;
     s->parked_bytes += (size_t)n * (sizeof(*req) + req->len);
     s->parked_fds += (unsigned)n * (unsigned)req->nr_fds;
 }
@@ -197,10 +198,11 @@ void session_break(struct session *s, int err)
     pthread_mutex_unlock(&s->lock);
 }
 
-static void strip_prefix(struct request *req)
+static void mark_checked(struct request *req)
 {
     struct vfio_user_pasid_prefix prefix;
 
+    req->checked = true;
     if (!(req->hdr.flags & VFIO_USER_F_PASID)) {
         return;
     }
@@ -227,8 +229,7 @@ static int check(struct session *s, struct request *req)
         err = -EMFILE;
     }
     if (err == 0) {
-        strip_prefix(req);
-        req->checked = true;
+        mark_checked(req);
     }
     return err;
 }
@@ -249,6 +250,32 @@ static bool serve(struct session *s, struct request *req)
         request_finish(req, err);
     }
     return true;
+}
+
+struct request *session_next_parked(struct session *s, struct request *req)
+{
+    const struct logger silent = { .level = -1 };
+
+    pthread_mutex_lock(&s->lock);
+    req = req == NULL ? STAILQ_FIRST(&s->parked) : STAILQ_NEXT(req, link);
+    pthread_mutex_unlock(&s->lock);
+    /* What is refused is refused, and logged, in its turn. */
+    if (req != NULL && !req->checked &&
+        wire_check_request(&req->hdr, req->payload, req->len, &s->features, &silent) == 0 &&
+        !req->fds_lost) {
+        mark_checked(req);
+    }
+    return req;
+}
+
+bool session_is_control(struct session *s)
+{
+    bool control;
+
+    pthread_mutex_lock(&s->lock);
+    control = session_on_control(s);
+    pthread_mutex_unlock(&s->lock);
+    return control;
 }
 
 /* Takes one off the parked queue: the first, or while held the first that need not wait. */

@@ -54,6 +54,12 @@ struct session_ops {
      * request_detach() and will finish the detached request later.
      */
     int (*dispatch)(void *owner, struct request *req);
+
+    /*
+     * The control thread waits for a reply while commands are parked behind it: the owner ends what
+     * the client cannot answer before these are served; see session_next_parked(). Control thread.
+     */
+    void (*blocked)(void *owner);
 };
 
 struct session {
@@ -78,6 +84,7 @@ struct session {
     int broken; /* negative errno once the connection is unusable */
 
     struct request_queue parked;
+    uint64_t parkings; /* counts every command that was parked */
     size_t parked_bytes;
     unsigned parked_fds;
 
@@ -127,6 +134,15 @@ void session_release(struct session *s, struct request *first);
  */
 void session_wait(struct session *s, bool (*finished)(void *arg), void *arg);
 void session_wake(struct session *s);
+
+/*
+ * The parked request behind req, or the first for NULL; NULL at the end. It has its checked flag
+ * set unless the wire's rules forbid it. Control thread.
+ */
+struct request *session_next_parked(struct session *s, struct request *req);
+
+/* Is the caller the control thread? Any thread. */
+bool session_is_control(struct session *s);
 
 /*
  * How long poll() may wait for input: until the first deadline of an asynchronous transaction, or

@@ -40,12 +40,7 @@ struct txn *txn_find(struct txn_table *t, uint16_t id)
 
 static bool is_abandoned(const struct txn_table *t, uint16_t id)
 {
-    for (unsigned i = 0; i < t->nr_abandoned; i++) {
-        if (t->abandoned[i] == id) {
-            return true;
-        }
-    }
-    return false;
+    return (t->abandoned[id / 64] >> id % 64 & 1) != 0;
 }
 
 bool txn_expects(struct txn_table *t, uint16_t id)
@@ -55,14 +50,19 @@ bool txn_expects(struct txn_table *t, uint16_t id)
 
 bool txn_forget_abandoned(struct txn_table *t, uint16_t id)
 {
-    for (unsigned i = 0; i < t->nr_abandoned; i++) {
-        if (t->abandoned[i] == id) {
-            t->abandoned[i] = t->abandoned[--t->nr_abandoned];
-            t->late_replies++;
-            return true;
-        }
+    if (!is_abandoned(t, id)) {
+        return false;
     }
-    return false;
+    t->abandoned[id / 64] &= ~(UINT64_C(1) << id % 64);
+    t->nr_abandoned--;
+    t->late_replies++;
+    return true;
+}
+
+void txn_forget_all_abandoned(struct txn_table *t)
+{
+    memset(t->abandoned, 0, sizeof(t->abandoned));
+    t->nr_abandoned = 0;
 }
 
 static uint16_t next_id(struct txn_table *t)
@@ -107,7 +107,8 @@ static bool abandon(struct session *s, struct txn *txn, int err)
     bool room = t->nr_abandoned < TXN_MAX_ABANDONED;
 
     if (room) {
-        t->abandoned[t->nr_abandoned++] = txn->id;
+        t->abandoned[txn->id / 64] |= UINT64_C(1) << txn->id % 64;
+        t->nr_abandoned++;
     }
     txn_end(s, txn, err);
     return room;
@@ -319,18 +320,32 @@ static void cond_wait_until(struct session *s, uint64_t deadline)
     s->waiters--;
 }
 
-/* Sleeps until the channel is readable or somebody wakes us. Lock held, dropped meanwhile. */
-static short poll_channel(struct session *s, struct channel *ch, uint64_t deadline)
+/*
+ * With a twin socket replies come there; the control thread looks for commands on the main one
+ * as well, behind which the client may wait. No other thread reads that one.
+ */
+static struct channel *command_channel(struct session *s, const struct channel *ch)
 {
-    struct pollfd pfds[2] = {
+    return ch == &s->twin && session_on_control(s) ? &s->main : NULL;
+}
+
+/*
+ * Sleeps until the channel, or the one for commands (may be NULL), is readable or somebody wakes
+ * us: events are those of the two. Lock held, dropped meanwhile.
+ */
+static void poll_channels(struct session *s, struct channel *ch, const struct channel *commands,
+                          uint64_t deadline, short events[2])
+{
+    struct pollfd pfds[] = {
         { .fd = ch->stream.rx_fd, .events = POLLIN },
         { .fd = ch->wake_fd, .events = POLLIN },
+        { .fd = commands != NULL ? commands->stream.rx_fd : -1, .events = POLLIN },
     };
     uint64_t count;
 
     ch->polling = true;
     pthread_mutex_unlock(&s->lock);
-    poll(pfds, 2, deadline_poll_ms(deadline));
+    poll(pfds, 3, deadline_poll_ms(deadline));
     pthread_mutex_lock(&s->lock);
     ch->polling = false;
     if ((pfds[1].revents & POLLIN) && read(ch->wake_fd, &count, sizeof(count)) < 0) {
@@ -339,28 +354,42 @@ static short poll_channel(struct session *s, struct channel *ch, uint64_t deadli
     if (s->waiters > 0) {
         pthread_cond_broadcast(&s->cond);
     }
-    return pfds[0].revents;
+    events[0] = pfds[0].revents;
+    events[1] = pfds[2].revents;
+}
+
+/* Reads what is there, unless another thread does. True when something has been routed. */
+static bool pump(struct session *s, struct channel *ch, bool readable)
+{
+    return readable && !ch->reading && channel_pump(s, ch) != 0;
 }
 
 /* One step towards the reply: reads, or waits until somebody else has. Lock held. */
 static void wait_step(struct session *s, struct channel *ch, uint64_t deadline)
 {
+    struct channel *commands = command_channel(s, ch);
     uint64_t retry;
-    short events;
+    short events[2];
 
     if (ch->reading || ch->polling) {
-        cond_wait_until(s, deadline);
-        return;
+        if (commands == NULL) {
+            cond_wait_until(s, deadline);
+            return;
+        }
+        ch = commands;
+        commands = NULL;
     }
     /* Behind a command that is being served there may be more than the socket shows. */
-    if (channel_holds_message(ch) && channel_pump(s, ch) != 0) {
+    if (pump(s, ch, channel_holds_message(ch)) ||
+        (commands != NULL && pump(s, commands, channel_holds_message(commands)))) {
         return;
     }
-    events = poll_channel(s, ch, deadline);
-    if (events == 0 || ch->reading || channel_pump(s, ch) != 0) {
+    poll_channels(s, ch, commands, deadline, events);
+    if ((events[0] | events[1]) == 0 || ch->reading || pump(s, ch, events[0] != 0) ||
+        (commands != NULL && pump(s, commands, events[1] != 0))) {
         return;
     }
-    if (events & (POLLHUP | POLLERR)) {
+    if (events[0] & (POLLHUP | POLLERR)) {
         /* What the client left behind is for the control thread; a reply will not come any more. */
         txn_end_all(s, -ENOTCONN);
         return;
@@ -382,16 +411,34 @@ static bool deliver_for_others(struct session *s)
     return true;
 }
 
+/*
+ * The client may have sent a command meanwhile whose reply it waits for, and answer nothing until
+ * then: the owner hears of it once. The session's lock is held, dropped meanwhile.
+ */
+static bool tell_of_parked(struct session *s, uint64_t *told)
+{
+    if (STAILQ_EMPTY(&s->parked) || *told == s->parkings || !session_on_control(s) ||
+        s->ops->blocked == NULL) {
+        return false;
+    }
+    *told = s->parkings;
+    pthread_mutex_unlock(&s->lock);
+    s->ops->blocked(s->owner);
+    pthread_mutex_lock(&s->lock);
+    return true;
+}
+
 int txn_wait(struct session *s, struct txn *txn)
 {
     struct channel *ch;
+    uint64_t told = 0;
     bool overrun = false;
 
     pthread_mutex_lock(&s->lock);
     s->users++;
     ch = txn_channel(s);
     while (txn->state != TXN_DONE) {
-        if (deliver_for_others(s)) {
+        if (deliver_for_others(s) || tell_of_parked(s, &told)) {
             continue;
         }
         if (txn->state == TXN_RECEIVING) {
@@ -439,11 +486,15 @@ bool txn_cancel(struct session *s, struct txn *txn, int err)
 void session_wait(struct session *s, bool (*finished)(void *arg), void *arg)
 {
     struct channel *ch;
+    uint64_t told = 0;
 
     pthread_mutex_lock(&s->lock);
     s->users++;
     ch = txn_channel(s);
     while (!finished(arg)) {
+        if (tell_of_parked(s, &told)) {
+            continue;
+        }
         if (!TAILQ_EMPTY(&s->txns.completed)) {
             pthread_mutex_unlock(&s->lock);
             txn_deliver(s);

@@ -51,7 +51,8 @@ struct txn {
 };
 
 #define TXN_BUCKETS 256
-#define TXN_MAX_ABANDONED 256
+/* A reset may end every message that many threads have under way, and more than once. */
+#define TXN_MAX_ABANDONED 4096
 #define TXN_MAX_PENDING 32768
 
 LIST_HEAD(txn_bucket, txn);
@@ -66,7 +67,7 @@ struct txn_table {
     uint64_t next_deadline; /* none of the pending expires before */
     uint16_t last_id;
     /* Ids given up whose reply may still come: not used again until then. */
-    uint16_t abandoned[TXN_MAX_ABANDONED];
+    uint64_t abandoned[(UINT16_MAX + 1) / 64]; /* a bit for each */
     unsigned nr_abandoned;
     uint64_t late_replies;
 };
@@ -98,6 +99,8 @@ struct txn *txn_find(struct txn_table *t, uint16_t id);
 /* Whether a reply with this id may come. */
 bool txn_expects(struct txn_table *t, uint16_t id);
 bool txn_forget_abandoned(struct txn_table *t, uint16_t id);
+/* For a new connection. */
+void txn_forget_all_abandoned(struct txn_table *t);
 void txn_end(struct session *s, struct txn *txn, int err);
 void txn_end_all(struct session *s, int err);
 void txn_expire(struct session *s);

@@ -17,7 +17,8 @@ from vfiouser.api.fixtures import fails
 from vfiouser.api.peer import TWIN
 from vfiouser.client import CAPABILITIES
 from vfiouser.memory import Slot
-from vfiouser.wire import BAR0, MAP_FILE_IO, MAP_MMAP, MAP_READ, MAP_RW, MAP_WRITE, Cmd
+from vfiouser.wire import (BAR0, CONFIG, MAP_FILE_IO, MAP_MMAP, MAP_READ, MAP_RW, MAP_WRITE,
+                           Cmd)
 
 PAGE = resource.getpagesize()
 TIB = 1 << 40
@@ -733,6 +734,117 @@ def test_messages_from_a_callback(workshop, capabilities):
     assert not dma.client.wait(msg_id).error
     assert seen == [b"command!"]
     assert dma.client.memory.slots[0].read(8, 4) == b"done"
+
+
+# What a client sends that waits for the reply before it answers
+ENDS = {
+    "reset": (Cmd.DEVICE_RESET, b""),
+    "flr": (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(offset=0x48, region=CONFIG, count=2) +
+            b"\x00\x80"),
+    "bus mastering off": (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(
+        offset=4, region=CONFIG, count=2) + bytes(2)),
+    "stop": (Cmd.DEVICE_FEATURE, wire.FEATURE.pack(
+        argsz=16, flags=wire.FEATURE_SET | wire.FEAT_MIG_STATE) +
+        wire.FEATURE_MIG_STATE.pack(device_state=1)),
+    "unmap": (Cmd.DMA_UNMAP, wire.DMA_UNMAP.pack(argsz=24, addr=BASE, size=PAGE)),
+    "unmap all": (Cmd.DMA_UNMAP, wire.DMA_UNMAP.pack(argsz=24, flags=wire.UNMAP_ALL)),
+}
+# And what leaves the transfer alone
+LEAVES = {
+    "unmap of another": (Cmd.DMA_UNMAP, wire.DMA_UNMAP.pack(argsz=24, addr=BASE + 16 * PAGE,
+                                                            size=PAGE)),
+    "bus mastering on": (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(
+        offset=4, region=CONFIG, count=2) + b"\x06\x00"),
+    "device control": (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(
+        offset=0x48, region=CONFIG, count=2) + b"\x10\x00"),
+    "pre-copy": (Cmd.DEVICE_FEATURE, wire.FEATURE.pack(
+        argsz=16, flags=wire.FEATURE_SET | wire.FEAT_MIG_STATE) +
+        wire.FEATURE_MIG_STATE.pack(device_state=6)),
+}
+
+
+def ringing(workshop, device, capabilities):
+    """A client, and the results of a doorbell that reads memory by a message, several times."""
+    device.pci_init()
+    device.add_capability(bytes([0x10, 0, 2, 0]) + (1 << 28).to_bytes(4, "little") + bytes(52))
+    device.setup_dma(8)
+    device.setup_reset(device.record("reset"))
+    device.setup_migration(*[lambda *_: 0] * 3)
+    results = []
+
+    def doorbell(_buf, count, _offset, _is_write):
+        for _ in range(3):
+            try:
+                results.append(device.sgl_read(device.sgl(BASE, 8)))
+            except OSError as error:
+                results.append(error.errno)
+        return count
+
+    device.setup_region(BAR0, 16, doorbell)
+    client = workshop.attach(device, capabilities)
+    client.add_memory(BASE, PAGE, share=False).write(0, b"command!")
+    client.add_memory(BASE + 16 * PAGE, PAGE, share=False)
+    client.write_int(CONFIG, 4, 6, 2)
+    return client, results
+
+
+@pytest.mark.parametrize("capabilities", [None, TWIN], ids=["one socket", "twin"])
+@pytest.mark.parametrize("name", ENDS)
+def test_command_behind_a_callback_that_waits(workshop, device, capabilities, name):
+    """The control thread itself waits for a client that waits for the reply to its command."""
+    client, results = ringing(workshop, device, capabilities)
+    client.hold()
+    client.send_region_write(BAR0, 0, b"ring", wire.NO_REPLY)
+    msg_id = client.send(*ENDS[name])
+    assert client.wait(msg_id).error == 0
+    assert results == [errno.ECANCELED] * 3
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_command_that_leaves_transfers_alone(workshop, device, name):
+    client, results = ringing(workshop, device, None)
+    client.send_region_write(BAR0, 0, b"ring", wire.NO_REPLY)
+    msg_id = client.send(*LEAVES[name])
+    with client.answering():
+        while not client.replies[msg_id]:
+            device.run()
+    assert client.wait(msg_id).error == 0
+    assert results == [b"command!"] * 3
+
+
+def test_transfers_begun_while_a_reset_waits(workshop, device):
+    """A device that needs time to be quiet begins no transfer that would make it wait."""
+    client, _ = ringing(workshop, device, None)
+    quiet = [False]
+
+    def quiesce():
+        if not quiet[0]:
+            raise OSError(errno.EBUSY, "")
+
+    device.setup_quiesce(quiesce)
+    client.hold()
+    msg_id = client.send(Cmd.DEVICE_RESET)
+    with fails(errno.EBUSY):
+        device.run()
+    results = []
+
+    def read():
+        try:
+            device.sgl_read(device.sgl(BASE, 8))
+        except OSError as error:
+            results.append(error.errno)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    assert results == [errno.ECANCELED]
+    assert not client.held, "nothing was sent"
+    quiet[0] = True
+    device.lib.vfu_device_quiesced(device.ctx, 0)
+    assert client.wait(msg_id).error == 0
+    client.on_command = client.serve
+    with client.answering():
+        assert device.sgl_read(device.sgl(BASE, 8)) == b"command!"
 
 
 def test_messages_from_threads(workshop):

@@ -17,7 +17,7 @@ from vfiouser.api.fixtures import fails
 from vfiouser.client import CAPABILITIES, Client
 from vfiouser.probe import Probe
 from vfiouser.software_iommu import PAGE
-from vfiouser.wire import CONFIG, Cmd
+from vfiouser.wire import BAR0, CONFIG, Cmd
 
 IOVA = 0x100000
 RW = PROT_READ | PROT_WRITE
@@ -1100,6 +1100,38 @@ def test_invalidation_waits_for_references(dev):
     assert not dev.client.wait(msg_id).error
     with fails(errno.ENOENT):
         sgl_pasid(dev)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_invalidation_behind_a_callback_that_waits(workshop, inside):
+    """The control thread waits for a client that waits for the completion."""
+    dev = Guarded(workshop)
+    results = []
+
+    def doorbell(_buf, count, _offset, _is_write):
+        access = Access(dev, pasid=1)
+        try:
+            dev.lib.vfu_dma_read(dev.ctx, access.ref, ctypes.create_string_buffer(8))
+            results.append(0)
+        except OSError as error:
+            results.append(error.errno)
+        return count
+
+    dev.device.setup_region(BAR0, 16, doorbell)
+    dev.on(share=False)
+    dev.backed(1, 4)
+    with dev.client.answering():
+        assert doorbell(None, 4, 0, True) == 4 and results.pop() == 0
+    dev.client.hold()
+    dev.client.send_region_write(BAR0, 0, b"ring", wire.NO_REPLY)
+    waiting = dev.iommu.send_invalidate(1, IOVA if inside else IOVA + PAGE, PAGE)
+    if not inside:
+        dev.client.on_command = dev.client.serve
+        with dev.client.answering():
+            while not dev.client.replies[waiting]:
+                dev.device.run()
+    assert dev.client.wait(waiting).error == 0
+    assert results == [errno.ECANCELED if inside else 0]
 
 
 def test_invalidations_outstanding(workshop):

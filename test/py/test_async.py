@@ -232,27 +232,29 @@ def test_ids_in_flight_differ(small):
     pending.check(1024)
 
 
-@pytest.mark.parametrize("name", ["unmap of the same", "unmap all", "reset"])
+@pytest.mark.parametrize("name, command", [
+    *((name, COMMANDS[name]) for name in ("unmap of the same", "unmap all", "reset")),
+    ("bus mastering off", (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(
+        offset=4, region=CONFIG, count=2) + bytes(2))),
+])
 @pytest.mark.parametrize("to_ram", [False, True])
-def test_reply_comes_after_the_transfer(small, name, to_ram):
-    """What takes memory away or resets is done when nothing uses the memory, and not before."""
+def test_no_reply_waits_for_the_client(server, small, name, command, to_ram):
+    """
+    A client that waits for its reply before it answers, as QEMU does, gets it: the transfer ends,
+    and the answers that come afterwards are dropped.
+    """
     pending = Pending(small, 1024, to_ram)
     client = pending.client
-    pieces = [pending.command, *client.held]
-    client.held.clear()
-    msg_id = client.send(*COMMANDS[name])
-
-    def serve(command):
-        pieces.append(command)
-        assert not client.replies[msg_id], f"reply after {len(pieces)} of 16 messages"
-        client.serve(command)
-
-    client.on_command = serve
-    for command in list(pieces):
-        client.serve(command)
-    assert client.wait(msg_id).error == 0
-    assert len(pieces) == 16
-    small.finish_dma(pending.msg_id)
+    assert client.request(*command).error == 0
+    small.poll(hw.REG_DMA_CMD, hw.DMA_START)
+    assert server.failed_transfers() == 1
+    pending.answer()
+    small.enable_bus_master()
+    if "unmap" in name:
+        client.memory.slots.clear()
+        client.add_memory(0, 0x2000, share=False).write(0, DATA)
+    small.copy(0, 0x1000, 1024)
+    assert client.memory.dma_read(0x1000, 1024) == DATA
 
 
 @pytest.mark.parametrize("piece", [0, 1, 7, 15])

@@ -44,6 +44,15 @@ def settle(probe):
         assert time.monotonic() < deadline, "a page request stays outstanding"
 
 
+def set_state(probe, state):
+    probe.client.feature(wire.FEATURE_SET | wire.FEAT_MIG_STATE,
+                         wire.FEATURE_MIG_STATE.pack(device_state=state))
+
+
+MIGRATES = pytest.mark.probe_args("--pasid", "20", "--ats", "--pri", "--migration")
+STOP, RUNNING, STOP_COPY, RESUMING = 1, 2, 3, 4
+
+
 # Translations
 
 
@@ -413,6 +422,98 @@ def test_INV_7_dma_is_answered_while_one_waits(iommu_on):
     iommu_on.client.wait(waiting)
 
 
+# Transfers by messages, and a client that answers nothing while it waits
+
+
+@pytest.fixture
+def by_messages(probe):
+    """Pages of PASIDs 1 and 2 at the same address, and one of PASID 1 behind."""
+    probe.iommu.register_memory(share=False)
+    probe.enable_pasid()
+    probe.enable_ats()
+    backed(probe, 1, 4)
+    backed(probe, 2, 5)
+    backed(probe, 1, 6, IOVA + 16 * PAGE)
+    return probe
+
+
+def reading(probe, *wanted):
+    """Slots whose threads wait for the reply to a DMA_READ, and those commands."""
+    slots = []
+    held = hold_commands(probe, Cmd.DMA_READ)
+    for pasid, iova in wanted:
+        slots.append(probe.slots[len(slots)])
+        slots[-1].start(READ, iova, 8, pasid=pasid)
+        until(probe, lambda: len(held) == len(slots))
+    return slots, held
+
+
+def answer(probe, commands):
+    probe.client.handlers[Cmd.DMA_READ] = probe.iommu.dma_read
+    for command in commands:
+        probe.iommu.dma_read(command)
+
+
+def test_INV_3_ends_transfers_that_it_waits_for(by_messages):
+    """The invalidation is completed with nothing answered; others go on."""
+    (ended, other, behind), held = reading(by_messages, (1, IOVA), (2, IOVA), (1, IOVA + 16 * PAGE))
+    assert by_messages.iommu.invalidate(1, IOVA, PAGE) == 0
+    assert ended.wait().error == errno.ECANCELED
+    assert (other.status, behind.status) == (PENDING, PENDING)
+    answer(by_messages, held)
+    assert (other.wait().status, behind.wait().status) == (DONE, DONE)
+    assert by_messages.stats().late_replies == 1
+    assert ended.read(IOVA, pasid=1) == bytes([4] * 8)
+
+
+@pytest.mark.parametrize("flags, ended", [(wire.INV_ALL, [True, False]),
+                                          (wire.INV_ALL | wire.INV_GLOBAL, [True, True])])
+def test_INV_3_ends_transfers_of_a_space_or_of_all(by_messages, flags, ended):
+    slots, held = reading(by_messages, (1, IOVA), (2, IOVA))
+    assert by_messages.iommu.invalidate(1, flags=flags) == 0
+    answer(by_messages, held)
+    assert [slot.wait().error == errno.ECANCELED for slot in slots] == ended
+
+
+def test_DMA_4_unmap_ends_transfers(by_messages):
+    """Translations lead into what is unmapped; they go, and with them what uses them."""
+    slots, held = reading(by_messages, (1, IOVA), (2, IOVA))
+    payload = wire.DMA_UNMAP.pack(argsz=24, addr=by_messages.iommu.base,
+                                  size=by_messages.iommu.size)
+    assert by_messages.client.error_of(Cmd.DMA_UNMAP, payload, flags=wire.F_TRANSLATED) == 0
+    assert [slot.wait().error for slot in slots] == [errno.ECANCELED] * 2
+    answer(by_messages, held)
+
+
+@pytest.mark.parametrize("how", ["reset", "pasids off", "pasid stop"])
+def test_what_else_ends_transfers(by_messages, how):
+    probe = by_messages
+    slots, held = reading(probe, (1, IOVA), (2, IOVA))
+    if how == "reset":
+        probe.client.reset()
+    elif how == "pasids off":
+        probe.enable_ats(False)
+        probe.register(iommu.PASID, 6, 0)
+    else:
+        probe.slots[9].start(PASID_STOP, pasid=1)
+        assert slots[0].wait().error == errno.ECANCELED
+        answer(probe, held)
+        assert slots[1].wait().status == DONE
+        return
+    assert [slot.wait().error for slot in slots] == [errno.ECANCELED] * 2
+    answer(probe, held)
+
+
+@MIGRATES
+def test_RST_3_a_stop_ends_transfers(by_messages):
+    (slot,), held = reading(by_messages, (1, IOVA))
+    set_state(by_messages, STOP)
+    assert slot.wait().error == errno.ECANCELED
+    answer(by_messages, held)
+    set_state(by_messages, RUNNING)
+    assert slot.read(IOVA, pasid=1) == bytes([4] * 8)
+
+
 # Spaces
 
 
@@ -710,15 +811,6 @@ def test_CFG_6_reset_forgets_what_is_outstanding(iommu_on):
     settle(iommu_on)
     assert iommu_on.pri_status() & 0x100
     assert iommu_on.slots[0].wait().error == errno.ECANCELED
-
-
-def set_state(probe, state):
-    probe.client.feature(wire.FEATURE_SET | wire.FEAT_MIG_STATE,
-                         wire.FEATURE_MIG_STATE.pack(device_state=state))
-
-
-MIGRATES = pytest.mark.probe_args("--pasid", "20", "--ats", "--pri", "--migration")
-STOP, RUNNING, STOP_COPY, RESUMING = 1, 2, 3, 4
 
 
 @MIGRATES

@@ -36,11 +36,13 @@ class Access:
         self.page = page
         self.possible = possible
         self.token = token
+        self.taken_away = False  # an invalidation may have met it
 
 
 class Storm:
     def __init__(self, server, seed, share, nested):
         self.random = random.Random(seed)
+        self.share = share
         client = server.client({**CAPABILITIES, "iommu": software_iommu.CAPS})
         self.iommu = AuditedIommu(client)
         self.probe = Probe(client, self.iommu)
@@ -95,6 +97,7 @@ class Storm:
             self.probe.client.region_write(wire.BAR0, slot.buffer, token)
             iova += TOKENS + 16 * self.probe.slots.index(slot)
         self.running[slot] = Access(key, page, possible, token)
+        self.running[slot].taken_away = any(at == where for at, _, _ in self.leaving)
         slot.start(WRITE if token else READ, iova, 8, pasid=key, prot=2 if token else 1)
 
     def change(self):
@@ -116,6 +119,7 @@ class Storm:
         for access in self.running.values():
             if (access.key, access.page) == where:
                 access.possible.add(self.mapped.get(where))
+                access.taken_away |= old is not None
 
     def hold_translate(self, command):
         """Looked up now and sent late, when it may be overtaken, or looked up late."""
@@ -148,6 +152,9 @@ class Storm:
     def check(self, slot, access):
         result = slot.result()
         self.finished += 1
+        if result.status == FAILED and result.error == errno.ECANCELED:
+            assert access.taken_away and not self.share
+            return
         if result.status == FAILED:
             assert result.error in (errno.EFAULT, errno.EAGAIN), errno.errorcode[result.error]
             assert None in access.possible, vars(access)
