@@ -8,13 +8,6 @@
 
 #define ABORT_DID_NOT 1u
 
-static uint64_t page_size(struct command *cmd)
-{
-    uint32_t cc = atomic_load(&cmd->worker->nvme->controller.cc);
-
-    return (uint64_t)1 << (NVME_PAGE_SHIFT + NVME_CC_MPS(cc));
-}
-
 /*
  * Creating queues
  */
@@ -54,7 +47,7 @@ static bool take_queue(struct command *cmd, const enum queue_state *states,
         command_fail(cmd, NVME_SC_INVALID_FIELD, "queues must be contiguous");
     } else if (NVME_CC_IOSQES(cc) != 6 || NVME_CC_IOCQES(cc) != 4) {
         command_fail(cmd, NVME_SC_INVALID_FIELD, "CC.IOSQES must be 6, and CC.IOCQES 4");
-    } else if (config->addr % page_size(cmd) != 0) {
+    } else if (config->addr % nvme_page_size(cmd->worker->nvme) != 0) {
         command_fail(cmd, NVME_SC_PRP_OFFSET, "the queue is not aligned to a page");
     } else {
         return true;
@@ -187,11 +180,18 @@ static bool abort_in(struct worker *worker, uint16_t sqid, uint16_t cid)
     for (unsigned i = 0; i < WORKER_COMMANDS; i++) {
         struct command *cmd = &worker->commands[i];
 
-        if (cmd->stage == STAGE_MEMORY && cmd->sq->id == sqid && cmd->sqe.cid == cid) {
+        if ((cmd->stage != STAGE_MEMORY && cmd->stage != STAGE_PARKED) || cmd->sq->id != sqid ||
+            cmd->sqe.cid != cid) {
+            continue;
+        }
+        if (cmd->stage == STAGE_PARKED) {
+            command_unpark(cmd);
+            command_complete(cmd, NVME_SC_ABORT_REQUESTED);
+        } else {
             cmd->aborted = true;
             command_cancel(cmd);
-            return true;
         }
+        return true;
     }
     return false;
 }
@@ -238,24 +238,23 @@ static void abort_command(struct command *cmd)
 
 static void shadows_done(struct command *cmd)
 {
+    atomic_store(&cmd->worker->nvme->admin.shadow_page, cmd->sqe.prp1 | 1);
     command_complete(cmd, NVME_SC_SUCCESS);
 }
 
-/* Every worker opens them for itself. */
+/* Every worker opens them for itself. The command keeps the memory until all have done so. */
 static void take_shadows(struct worker *worker, struct event *event)
 {
     struct shadow_doorbells *shadow =
         (struct shadow_doorbells *)((char *)event - offsetof(struct shadow_doorbells, event));
     struct command *cmd = shadow->cmd;
+    bool off = (atomic_load(&worker->nvme->controller.hold) & HOLD_OFF) != 0;
 
-    /* Those from before may be on their way still. */
-    if (!ring_close(&shadow->values) || !ring_close(&shadow->wanted)) {
+    /* If the controller is being disabled, this worker may have closed everything already. */
+    if (!off && !shadows_move(worker, cmd->sqe.prp1, cmd->sqe.prp2,
+                              cmd->data.segments[0].request.iov[0].iov_base)) {
         worker_post(worker, event);
         return;
-    }
-    /* Unless the controller is being disabled, and this one has closed everything already. */
-    if (!(atomic_load(&worker->nvme->controller.hold) & HOLD_OFF)) {
-        shadows_open(worker, cmd->sqe.prp1, cmd->sqe.prp2, true);
     }
     if (atomic_fetch_sub(&worker->nvme->admin.shadow_setups, 1) == 1) {
         cmd->resume = shadows_done;
@@ -263,22 +262,33 @@ static void take_shadows(struct worker *worker, struct event *event)
     }
 }
 
+static bool is_shared(const struct command *cmd)
+{
+    for (size_t i = 0; i < cmd->data.nr_segments; i++) {
+        const vfu_dma_request_t *req = &cmd->data.segments[i].request;
+
+        for (size_t j = 0; j < req->nr_sgs; j++) {
+            if (req->iov[j].iov_base == NULL) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 static void shadows_mapped(struct command *cmd)
 {
     struct nvme *nvme = cmd->worker->nvme;
 
-    for (size_t i = 0; i < cmd->data.nr_segments; i++) {
-        if (cmd->data.segments[i].request.iov[0].iov_base == NULL) {
-            command_fail(cmd, NVME_SC_INVALID_FIELD, "shadow doorbells need shared memory");
-            return;
-        }
+    if (!is_shared(cmd)) {
+        command_fail(cmd, NVME_SC_INVALID_FIELD, "shadow doorbells need shared memory");
+        return;
     }
     /* Another one may have been waiting for the same memory. */
     if (atomic_load(&nvme->admin.shadow_setups) > 0) {
         command_complete(cmd, NVME_SC_SEQUENCE_ERROR);
         return;
     }
-    data_release(cmd);
     cmd->stage = STAGE_BACKEND;
     atomic_store(&nvme->admin.shadow_setups, nvme->nr_workers);
     for (unsigned i = 0; i < nvme->nr_workers; i++) {
@@ -293,15 +303,15 @@ static void shadows_mapped(struct command *cmd)
 static void doorbell_buffer(struct command *cmd)
 {
     struct nvme *nvme = cmd->worker->nvme;
-    uint64_t page = page_size(cmd);
+    uint64_t page = nvme_page_size(cmd->worker->nvme);
 
-    if (cmd->sqe.prp1 == 0 || cmd->sqe.prp1 % page != 0 || cmd->sqe.prp2 == 0 ||
-        cmd->sqe.prp2 % page != 0) {
+    if (cmd->sqe.prp1 % page != 0 || cmd->sqe.prp2 % page != 0) {
         command_fail(cmd, NVME_SC_INVALID_FIELD, "the buffers must be aligned to pages");
     } else if (atomic_load(&nvme->admin.shadow_setups) > 0) {
         command_complete(cmd, NVME_SC_SEQUENCE_ERROR);
     } else {
-        data_map(cmd, DOORBELL_PAGE, PROT_READ | PROT_WRITE, shadows_mapped);
+        /* Two pages: PRP 1 and PRP 2 are an entry each, and both have to be there. */
+        data_map(cmd, 2 * page, PROT_READ | PROT_WRITE, shadows_mapped);
     }
 }
 
@@ -391,6 +401,8 @@ void admin_reset(struct nvme *nvme)
     memset(nvme->admin.cq_state, 0, sizeof(nvme->admin.cq_state));
     memset(nvme->admin.sq_state, 0, sizeof(nvme->admin.sq_state));
     nvme->admin.nr_aborts = 0;
+    atomic_store(&nvme->admin.shadow_page, 0);
+    atomic_store(&nvme->admin.bad_doorbells, 0);
     features_reset(nvme);
     events_reset(nvme);
 }

@@ -23,11 +23,17 @@ struct shadow_doorbells {
     struct ring values;  /* written by the host */
     struct ring wanted; /* read by it: which value of a doorbell is to be written to the register */
     bool on;
-    bool fresh; /* what the registers say has to be copied there yet */
 };
 
-/* doorbell.c. Worker's thread. */
-void shadows_open(struct worker *worker, uint64_t values, uint64_t wanted, bool fresh);
+/*
+ * doorbell.c. Worker's thread.
+ *
+ * shadows_open(): from now on its doorbells are in the shadows. shadows_move() does the same for
+ * queues that are in use: page is the host address of the new values. Where the host has not
+ * written one yet the position of the queue goes there. Returns false if it must be called again.
+ */
+void shadows_open(struct worker *worker, uint64_t values, uint64_t wanted);
+bool shadows_move(struct worker *worker, uint64_t values, uint64_t wanted, void *page);
 
 enum queue_state {
     QUEUE_NONE,
@@ -72,6 +78,8 @@ struct admin {
     unsigned nr_aborts;               /* under way */
     atomic_uint shadow_setups;        /* workers that have not taken them yet */
     struct shadow_doorbells *shadows; /* one per worker */
+    /* For the control thread: the address of the values, and bit 0 set; 0: there are none. */
+    _Atomic uint64_t shadow_page;
     struct event bad_doorbell_event;
     atomic_bool bad_doorbell_posted;
     atomic_uint bad_doorbells; /* bit n: of this information */

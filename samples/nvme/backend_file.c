@@ -39,6 +39,7 @@ static const enum phase first_phase[] = {
 struct file_backend {
     struct backend base;
     int fd;
+    int lock_fd;                         /* the same file: has the lock, and does no I/O */
     int direct_fd;                       /* the same file, past the page cache; -1: not asked for */
     uint32_t offset_align, memory_align; /* what direct_fd demands; powers of two */
     atomic_bool no_zero_range;           /* the file system has said so */
@@ -298,6 +299,9 @@ static void file_close(struct backend *backend)
     if (file->direct_fd >= 0) {
         close(file->direct_fd);
     }
+    if (file->lock_fd >= 0) {
+        close(file->lock_fd);
+    }
     if (file->fd >= 0) {
         close(file->fd);
     }
@@ -352,12 +356,21 @@ static void forget_cache(const struct file_backend *file)
     }
 }
 
-/* Returns 0 or a negative errno: -EAGAIN if somebody else has the file locked. */
-static int lock(int fd, bool shared)
+/*
+ * The lock ends with the descriptor that has it. An io_uring keeps those that it uses for a while
+ * after its process was killed, and a new server must not find the file locked then.
+ *
+ * Returns 0 or a negative errno: -EAGAIN if somebody else has the file locked.
+ */
+static int lock(struct file_backend *file, const char *path, bool shared)
 {
     struct flock all = { .l_type = shared ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
 
-    if (fcntl(fd, F_OFD_SETLK, &all) == 0) {
+    file->lock_fd = open(path, O_RDWR | O_CLOEXEC);
+    if (file->lock_fd < 0) {
+        return -errno;
+    }
+    if (fcntl(file->lock_fd, F_OFD_SETLK, &all) == 0) {
         return 0;
     }
     if (errno == EAGAIN || errno == EACCES) {
@@ -378,7 +391,7 @@ static int file_open(struct file_backend *file, const char *path, bool direct, b
     }
     err = size_of(file->fd, &file->base.size);
     if (err == 0) {
-        err = lock(file->fd, shared);
+        err = lock(file, path, shared);
     }
     if (err == 0 && direct) {
         file->direct_fd = open(path, O_RDWR | O_CLOEXEC | O_DIRECT);
@@ -415,7 +428,7 @@ struct backend *backend_open_file(const char *path, bool direct, bool shared, ch
 
     if (file != NULL) {
         file->base.ops = &file_ops;
-        file->fd = file->direct_fd = -1;
+        file->fd = file->lock_fd = file->direct_fd = -1;
         err = file_open(file, path, direct, shared);
         if (err == 0) {
             return &file->base;

@@ -3,6 +3,9 @@
 
 #include "nvme.h"
 
+#include <errno.h>
+#include <string.h>
+
 struct command *command_alloc(struct worker *worker)
 {
     struct command *cmd = SLIST_FIRST(&worker->free_commands);
@@ -90,6 +93,51 @@ void command_park(struct command *cmd)
     worker->busy--;
     worker->nr_parked++;
     TAILQ_INSERT_TAIL(&worker->parked, cmd, parked_link);
+}
+
+void command_unpark(struct command *cmd)
+{
+    struct worker *worker = cmd->worker;
+
+    TAILQ_REMOVE(&worker->parked, cmd, parked_link);
+    worker->nr_parked--;
+    worker->busy++;
+}
+
+/*
+ * An address that was never mapped is the host's error and is reported at once. EIO: the client has
+ * translated it to memory that is not mapped now. Messages are cancelled by what makes the memory go
+ * away, before it has gone.
+ */
+static bool memory_may_come(struct command *cmd, int error)
+{
+    const struct nvme *nvme = cmd->worker->nvme;
+
+    if (cmd->worker->drain != DRAIN_NONE || cmd->sq->detaching) {
+        return false;
+    }
+    if (cmd->missing_since == 0) {
+        cmd->missing_since = nvme_now_ms();
+    }
+    return ((error == EFAULT || error == EIO) && memory_may_return(nvme, cmd->missing_since)) ||
+           (error == ECANCELED && !memory_is_lost(nvme, cmd->missing_since));
+}
+
+void command_memory_failed(struct command *cmd, int error)
+{
+    if (cmd->sq->detaching && error == ECANCELED) {
+        command_complete(cmd, NVME_SC_ABORTED_SQ_DELETED);
+    } else if (cmd->aborted) {
+        command_complete(cmd, NVME_SC_ABORT_REQUESTED);
+    } else if (cmd->worker->drain == DRAIN_PARK && error == ECANCELED) {
+        command_park(cmd);
+    } else if (memory_may_come(cmd, error)) {
+        command_park(cmd);
+        worker_await_memory(cmd->worker, true);
+    } else {
+        cmd->why = strerror(error);
+        command_complete(cmd, NVME_SC_DATA_TRANSFER_ERROR);
+    }
 }
 
 void command_cancel(struct command *cmd)

@@ -26,6 +26,7 @@ struct command {
     struct sq *sq;
     enum command_stage stage;
     bool aborted; /* on the host's wish */
+    uint64_t missing_since;  /* ms, when its memory was not there first; 0: it was */
     uint16_t status;
     uint32_t result;
     uint64_t lba;            /* for the error log */
@@ -60,6 +61,14 @@ void command_fail(struct command *cmd, uint16_t status, const char *why);
 
 /* Puts it off: it begins again when the worker goes on. It must not have had any effect. */
 void command_park(struct command *cmd);
+/* Takes it from the list of those that were put off. */
+void command_unpark(struct command *cmd);
+
+/*
+ * An access to its memory has failed with an errno: puts it off if the memory may come back, and
+ * completes it with an error otherwise.
+ */
+void command_memory_failed(struct command *cmd, int error);
 
 /* Another thread has done what the command waits for. */
 void command_resume(struct worker *worker, struct event *event);

@@ -12,7 +12,7 @@
  * Holding and draining
  */
 
-static void wake_all(struct nvme *nvme)
+void controller_wake(struct nvme *nvme)
 {
     for (unsigned i = 0; i < nvme->nr_workers; i++) {
         worker_wake(&nvme->workers[i]);
@@ -27,7 +27,7 @@ void controller_hold(struct nvme *nvme, uint32_t why)
 void controller_unhold(struct nvme *nvme, uint32_t why)
 {
     atomic_fetch_and(&nvme->controller.hold, ~why);
-    wake_all(nvme);
+    controller_wake(nvme);
 }
 
 void controller_fatal(struct nvme *nvme, const char *fmt, ...)
@@ -128,6 +128,8 @@ static void enable_on_lead(struct worker *worker, struct event *event)
         started(c);
         return;
     }
+    admin_reset(nvme);
+    c->page_shift = NVME_PAGE_SHIFT + NVME_CC_MPS(atomic_load(&c->cc));
     create_admin_queues(nvme);
     atomic_fetch_or(&c->csts, NVME_CSTS_RDY);
     started(c);
@@ -177,9 +179,7 @@ static void finish_stop(struct nvme *nvme)
     c->stop_wanted = false;
     c->shutdown_wanted = false;
     admin_reset(nvme);
-    for (unsigned i = 0; i < NR_DOORBELLS; i++) {
-        atomic_store(&nvme->doorbells->reg[i], 0);
-    }
+    doorbells_reset(nvme);
     pthread_mutex_lock(&c->lock);
     c->state = CONTROLLER_OFF;
     atomic_store(&c->csts, 0);
@@ -453,6 +453,7 @@ void controller_reset(struct nvme *nvme)
     atomic_store(&c->aqa, 0);
     atomic_store(&c->asq, 0);
     atomic_store(&c->acq, 0);
+    doorbells_reset(nvme);
     atomic_fetch_and(&c->hold, ~(uint32_t)HOLD_MIGRATION);
 }
 

@@ -32,6 +32,7 @@ enum hold {
 struct controller {
     _Atomic uint32_t cc, csts, aqa, intms;
     _Atomic uint64_t asq, acq;
+    unsigned page_shift; /* of the host's pages, while it is enabled */
 
     pthread_mutex_t lock; /* the state */
     pthread_cond_t changed;
@@ -83,6 +84,8 @@ const char *controller_load(struct nvme *nvme, void *data, size_t size);
  */
 
 void controller_hold(struct nvme *nvme, uint32_t why);
+/* Has all workers look at their queues. */
+void controller_wake(struct nvme *nvme);
 void controller_unhold(struct nvme *nvme, uint32_t why);
 
 static inline bool controller_held(struct controller *controller)

@@ -2,6 +2,7 @@
 /* Completion queues: posting (NVMe 4.6). */
 #include "nvme.h"
 
+#include <errno.h>
 #include <string.h>
 
 /* 0, or why it cannot be written. */
@@ -30,8 +31,10 @@ static bool post(struct cq *cq, struct nvme_completion *entry)
     entry->status = (uint16_t)(entry->status | cq->phase);
     err = write_entry(cq, entry, tail);
     if (err != 0) {
-        controller_fatal(cq->worker->nvme, "completion queue %u cannot be written: %s", cq->id,
-                         strerror(-err));
+        if (err != -ECANCELED) {
+            controller_fatal(cq->worker->nvme, "completion queue %u cannot be written: %s", cq->id,
+                             strerror(-err));
+        }
         return false;
     }
     tail++;
@@ -53,11 +56,11 @@ static bool cq_writable(struct cq *cq)
 
     /* While everything comes to a stop, what can be delivered at once is; then nothing any more. */
     if ((hold & (HOLD_BUS_MASTER | HOLD_FATAL)) || drain == DRAIN_STOP ||
-        ((hold & HOLD_MIGRATION) && drain == DRAIN_NONE)) {
+        ((hold & (HOLD_MIGRATION | HOLD_SHUTDOWN)) && drain == DRAIN_NONE)) {
         return false;
     }
     if (!ring_ready(&cq->ring)) {
-        if (cq->ring.error != 0) {
+        if (ring_is_lost(&cq->ring)) {
             controller_fatal(nvme, "completion queue %u at 0x%llx is not there: %s", cq->id,
                              (unsigned long long)cq->ring.addr, strerror(cq->ring.error));
         }
@@ -101,7 +104,11 @@ static uint32_t occupied(const struct cq *cq)
 static bool head_moved(struct cq *cq, uint32_t *head)
 {
     *head = doorbell_read(cq->worker, CQ_DOORBELL(cq->id), cq->head);
-    return *head != cq->head && *head != cq->bad_head;
+    if (*head == cq->head) {
+        cq->doorbell.is_bad = false;
+        return false;
+    }
+    return doorbell_is_news(&cq->doorbell, *head);
 }
 
 /* How far the host has read (NVMe 4.1): it cannot have read what was not posted. */
@@ -114,14 +121,14 @@ static bool update_head(struct cq *cq)
         return false;
     }
     if (head >= cq->entries || (head + cq->entries - cq->head) % cq->entries > occupied(cq)) {
-        cq->bad_head = head;
+        doorbell_is_bad(&cq->doorbell, head);
         vfu_log(nvme->ctx, LOG_INFO, "completion queue %u: head doorbell %u, with %u entries",
                 cq->id, head, cq->entries);
         events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL_VALUE);
         return false;
     }
-    cq->bad_head = NO_VALUE;
-    cq->head = head;
+    cq->doorbell.is_bad = false;
+    atomic_store(&cq->head, head);
     return true;
 }
 

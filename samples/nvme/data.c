@@ -159,16 +159,7 @@ static bool resolve_succeeded(struct command *cmd)
     if (error == 0) {
         return true;
     }
-    if (cmd->sq->detaching && error == ECANCELED) {
-        command_complete(cmd, NVME_SC_ABORTED_SQ_DELETED);
-    } else if (cmd->aborted) {
-        command_complete(cmd, NVME_SC_ABORT_REQUESTED);
-    } else if (cmd->worker->drain == DRAIN_PARK && error == ECANCELED) {
-        command_park(cmd);
-    } else {
-        cmd->why = strerror(error);
-        command_complete(cmd, NVME_SC_DATA_TRANSFER_ERROR);
-    }
+    command_memory_failed(cmd, error);
     return false;
 }
 
@@ -296,21 +287,23 @@ static bool take_list(struct command *cmd)
     struct data *data = &cmd->data;
     uint64_t len = list_chunk(data);
     uint8_t list[DATA_LIST_CHUNK];
-    uint16_t status = NVME_SC_SUCCESS;
+    uint16_t status;
+    int error = 0;
 
     if (!resolve_succeeded(cmd)) {
         return false;
     }
     if (vfu_dma_move(cmd->worker->nvme->ctx, &data->list_request, 0, list, len, false) != 0) {
-        cmd->why = strerror(errno);
-        status = NVME_SC_DATA_TRANSFER_ERROR;
+        error = errno;
     }
     vfu_dma_release(cmd->worker->nvme->ctx, &data->list_request);
-    if (status == NVME_SC_SUCCESS) {
-        data->list_addr += len;
-        data->list_len -= len;
-        status = data->parse(cmd, list, len);
+    if (error != 0) {
+        command_memory_failed(cmd, error);
+        return false;
     }
+    data->list_addr += len;
+    data->list_len -= len;
+    status = data->parse(cmd, list, len);
     if (status != NVME_SC_SUCCESS) {
         command_complete(cmd, status);
     }
@@ -409,8 +402,7 @@ bool data_copy(struct command *cmd, uint64_t offset, void *buf, size_t len, bool
         n = there - offset < len ? (size_t)(there - offset) : len;
         if (!segment->bucket && vfu_dma_move(cmd->worker->nvme->ctx, &segment->request, offset,
                                              bytes, n, to_guest) != 0) {
-            cmd->why = strerror(errno);
-            command_complete(cmd, NVME_SC_DATA_TRANSFER_ERROR);
+            command_memory_failed(cmd, errno);
             return false;
         }
         bytes += n;

@@ -3,7 +3,6 @@
 #include "nvme.h"
 
 #include <string.h>
-#include <time.h>
 
 #define SAVE (1u << 31)      /* in cdw10 of Set Features */
 #define CHANGEABLE (1u << 2) /* of what Get Features says a feature can do */
@@ -25,6 +24,7 @@ static const struct features defaults = {
 void features_reset(struct nvme *nvme)
 {
     nvme->admin.features = defaults;
+    nvme->admin.features.timestamp_at = nvme_now_ms();
     atomic_store(&nvme->admin.write_cache, true);
 }
 
@@ -245,17 +245,9 @@ static void set_vector(struct command *cmd, uint32_t value)
  * Features with data
  */
 
-static uint64_t now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
 static uint64_t timestamp(const struct features *f)
 {
-    return (f->timestamp + now_ms() - f->timestamp_at) & TIMESTAMP_MASK;
+    return (f->timestamp + nvme_now_ms() - f->timestamp_at) & TIMESTAMP_MASK;
 }
 
 void features_freeze_timestamp(struct features *f)
@@ -266,7 +258,7 @@ void features_freeze_timestamp(struct features *f)
 
 void features_thaw_timestamp(struct features *f)
 {
-    f->timestamp_at = now_ms();
+    f->timestamp_at = nvme_now_ms();
 }
 
 static void get_timestamp(struct command *cmd, const struct features *f)
@@ -286,7 +278,7 @@ static void timestamp_mapped(struct command *cmd)
         return;
     }
     f->timestamp = value & TIMESTAMP_MASK;
-    f->timestamp_at = now_ms();
+    f->timestamp_at = nvme_now_ms();
     f->timestamp_set = true;
     done(cmd, 0);
 }

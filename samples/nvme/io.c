@@ -8,6 +8,8 @@
 
 /* Compare looks at this much at a time. */
 #define COMPARE_CHUNK 4096u
+/* Verify reads this much at a time. */
+#define VERIFY_CHUNK (UINT64_C(64) << 10)
 
 /*
  * What they have in common
@@ -230,7 +232,7 @@ static void verified(struct backend_io *io, int error)
 
 static void verify_next(struct command *cmd)
 {
-    uint64_t done_bytes = (uint64_t)cmd->step * NVME_MAX_TRANSFER;
+    uint64_t done_bytes = (uint64_t)cmd->step * VERIFY_CHUNK;
     uint64_t all = nr_blocks(cmd) << cmd->ns->block_shift;
     uint64_t left = all > done_bytes ? all - done_bytes : 0;
 
@@ -241,7 +243,7 @@ static void verify_next(struct command *cmd)
     cmd->io = (struct backend_io){
         .op = BACKEND_READ,
         .offset = (first_block(cmd) << cmd->ns->block_shift) + done_bytes,
-        .len = left < NVME_MAX_TRANSFER ? left : NVME_MAX_TRANSFER,
+        .len = left < VERIFY_CHUNK ? left : VERIFY_CHUNK,
     };
     cmd->step++;
     read_to_buffer(cmd, verified);

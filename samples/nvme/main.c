@@ -30,6 +30,8 @@ static const char usage[] =
     "  -i, --ioeventfd       let the client ring the doorbells by eventfds, without messages\n"
     "  -a, --ats             ask the client's IOMMU for translations, and cache them\n"
     "  -r, --pri             request pages that are not present; needs --ats\n"
+    "  -g, --memory-grace MS how long memory of a queue may be unmapped before that is fatal\n"
+    "                        (default 5000)\n"
     "  -v, --verbose         say what happens; twice: each request\n"
     "  -h, --help            print this text\n"
     "\n"
@@ -42,6 +44,7 @@ static const struct option long_options[] = {
     { "serial", required_argument, NULL, 's' },
     { "subnqn", required_argument, NULL, 'N' },
     { "cntlid", required_argument, NULL, 'c' },
+    { "memory-grace", required_argument, NULL, 'g' },
     { "poll", no_argument, NULL, 'p' },
     { "ioeventfd", no_argument, NULL, 'i' },
     { "ats", no_argument, NULL, 'a' },
@@ -59,15 +62,18 @@ static int usage_error(void)
     return EXIT_USAGE;
 }
 
-static bool parse_number(const char *option, const char *text, unsigned most, unsigned *number)
+static bool parse_number(const char *option, const char *text, unsigned least, unsigned most,
+                         unsigned *number)
 {
     char *end;
     unsigned long n;
 
     errno = 0;
     n = strtoul(text, &end, 10);
-    if (errno != 0 || end == text || *end != '\0' || n < 1 || n > most) {
-        fprintf(stderr, "nvme: %s takes a number from 1 to %u, not '%s'\n", option, most, text);
+    if (errno != 0 || end == text || *end != '\0' || *text == '-' || n < least ||
+        n > most) {
+        fprintf(stderr, "nvme: %s takes a number from %u to %u, not '%s'\n", option, least, most,
+                text);
         return false;
     }
     *number = (unsigned)n;
@@ -235,15 +241,19 @@ static bool parse_option(int c, struct nvme_config *config, size_t *verbosity)
     case 'n':
         return parse_namespace(optarg, config);
     case 't':
-        return parse_number("--threads", optarg, NVME_MAX_WORKERS, &config->nr_workers);
+        return parse_number("--threads", optarg, 1, NVME_MAX_WORKERS, &config->nr_workers);
     case 'q':
-        return parse_number("--queues", optarg, NVME_MAX_IO_QUEUES, &config->nr_queues);
+        return parse_number("--queues", optarg, 1, NVME_MAX_IO_QUEUES, &config->nr_queues);
     case 's':
         return parse_text("--serial", optarg, IDENTITY_SERIAL_SIZE, &config->identity.serial);
     case 'N':
         return parse_text("--subnqn", optarg, IDENTITY_NQN_SIZE, &config->identity.subnqn);
     case 'c':
-        return parse_number("--cntlid", optarg, IDENTITY_CNTLID_MAX, &config->identity.cntlid);
+        return parse_number("--cntlid", optarg, 1, IDENTITY_CNTLID_MAX,
+                            &config->identity.cntlid);
+    case 'g':
+        return parse_number("--memory-grace", optarg, 0, MEMORY_GRACE_MAX_MS,
+                            &config->memory_grace_ms);
     case 'p':
         config->poll = true;
         return true;
@@ -270,7 +280,7 @@ static int parse_options(int argc, char **argv, struct nvme_config *config)
     size_t verbosity = 0;
     int c;
 
-    while ((c = getopt_long(argc, argv, "n:t:q:s:N:c:piarvh", long_options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "n:t:q:s:N:c:g:piarvh", long_options, NULL)) != -1) {
         if (c == 'h') {
             fputs(usage, stdout);
             return EXIT_SUCCESS;
@@ -298,7 +308,8 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     nvme->config = (struct nvme_config){ .nr_workers = 2,
-                                         .nr_queues = NVME_MAX_IO_QUEUES };
+                                         .nr_queues = NVME_MAX_IO_QUEUES,
+                                         .memory_grace_ms = MEMORY_GRACE_MS };
     status = parse_options(argc, argv, &nvme->config);
     if (status < 0 && server_start(nvme) != 0) {
         status = EXIT_FAILURE;

@@ -16,8 +16,11 @@
 #include "identity.h"
 #include "libvfio-user-iommu.h"
 #include "libvfio-user.h"
+#include "memory.h"
 #include "queue.h"
 #include "worker.h"
+
+#include <time.h>
 
 #define NVME_MAX_WORKERS 16u
 #define NVME_MAX_NAMESPACES IDENTITY_NAMESPACES
@@ -49,6 +52,7 @@ struct nvme_config {
     bool poll;
     bool ioeventfd;
     bool ats, pri;
+    unsigned memory_grace_ms;
     int log_level;
 };
 
@@ -91,6 +95,7 @@ struct nvme {
     _Atomic(struct worker *) sq_owner[NVME_MAX_QUEUES], cq_owner[NVME_MAX_QUEUES];
 
     struct controller controller;
+    struct memory memory;
     struct admin admin;
     /* Shown to the host, and what the next client is shown: a migration brings that of its source. */
     struct identity identity, own_identity;
@@ -107,6 +112,21 @@ struct nvme {
 static inline struct worker *nvme_lead(struct nvme *nvme)
 {
     return &nvme->workers[0];
+}
+
+/* Bytes, as CC.MPS was when the controller was enabled. */
+static inline uint64_t nvme_page_size(const struct nvme *nvme)
+{
+    return (uint64_t)1 << nvme->controller.page_shift;
+}
+
+/* Milliseconds of the monotonic clock. */
+static inline uint64_t nvme_now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 static inline uint32_t nvme_vectors(const struct nvme *nvme)

@@ -6,13 +6,6 @@
 
 #define ENTRY sizeof(uint64_t)
 
-static uint64_t page_size(struct command *cmd)
-{
-    uint32_t cc = atomic_load_explicit(&cmd->worker->nvme->controller.cc, memory_order_relaxed);
-
-    return (uint64_t)1 << (NVME_PAGE_SHIFT + NVME_CC_MPS(cc));
-}
-
 static uint16_t offset_fault(struct command *cmd, const char *why)
 {
     cmd->why = why;
@@ -23,7 +16,7 @@ static uint16_t offset_fault(struct command *cmd, const char *why)
 static void begin_list(struct command *cmd, uint64_t addr)
 {
     struct data *data = &cmd->data;
-    uint64_t page = page_size(cmd);
+    uint64_t page = nvme_page_size(cmd->worker->nvme);
     uint64_t needed = (data->len - data->found + page - 1) / page * ENTRY;
     uint64_t in_page = page - addr % page;
 
@@ -34,7 +27,7 @@ static void begin_list(struct command *cmd, uint64_t addr)
 static uint16_t add_page(struct command *cmd, uint64_t addr)
 {
     struct data *data = &cmd->data;
-    uint64_t page = page_size(cmd), left = data->len - data->found;
+    uint64_t page = nvme_page_size(cmd->worker->nvme), left = data->len - data->found;
 
     if (addr % page != 0) {
         return offset_fault(cmd, "a PRP entry behind the first has an offset");
@@ -46,7 +39,7 @@ static uint16_t add_page(struct command *cmd, uint64_t addr)
 static uint16_t parse(struct command *cmd, const void *list, size_t len)
 {
     struct data *data = &cmd->data;
-    uint64_t page = page_size(cmd);
+    uint64_t page = nvme_page_size(cmd->worker->nvme);
     uint16_t status = NVME_SC_SUCCESS;
 
     for (size_t i = 0; i < len && status == NVME_SC_SUCCESS; i += ENTRY) {
@@ -68,7 +61,7 @@ static uint16_t parse(struct command *cmd, const void *list, size_t len)
 uint16_t prp_begin(struct command *cmd)
 {
     struct data *data = &cmd->data;
-    uint64_t page = page_size(cmd);
+    uint64_t page = nvme_page_size(cmd->worker->nvme);
     uint64_t in_page = page - cmd->sqe.prp1 % page;
     uint16_t status;
 

@@ -83,14 +83,14 @@ void cq_restore(struct nvme *nvme, const struct queue_config *config, uint32_t h
     cq->worker = queue_worker(nvme, config->id);
     atomic_store(&cq->vector, config->vector);
     cq->entries = config->entries;
-    cq->head = head;
+    atomic_store(&cq->head, head);
     atomic_store(&cq->tail, tail);
     cq->phase = phase;
     cq->detaching = false;
     cq->signal = false;
     cq->promised = 0;
-    cq->bad_head = NO_VALUE;
-    cq->in_register = false;
+    cq->doorbell.is_bad = false;
+    atomic_store(&cq->doorbell.rung, false);
     STAILQ_INIT(&cq->done);
     ring_open(&cq->ring, cq->worker, config->addr, config->entries * sizeof(struct nvme_completion),
               PROT_READ | PROT_WRITE);
@@ -115,8 +115,8 @@ void sq_restore(struct nvme *nvme, const struct queue_config *config, struct cq 
     sq->entries = config->entries;
     sq->head = head;
     sq->in_flight = 0;
-    sq->bad_tail = NO_VALUE;
-    sq->in_register = false;
+    sq->doorbell.is_bad = false;
+    atomic_store(&sq->doorbell.rung, false);
     memset(sq->cids, 0, sizeof(sq->cids));
     ring_open(&sq->ring, sq->worker, config->addr, config->entries * sizeof(struct nvme_command),
               PROT_READ);
@@ -146,6 +146,7 @@ void sq_restore_command(struct sq *sq, const struct nvme_command *sqe, bool ende
     cmd->sqe = *sqe;
     cmd->status = status;
     cmd->result = result;
+    cmd->missing_since = 0;
     sq->in_flight++;
     sq->cq->promised++;
     sq_restore_cid(sq, sqe->cid);
@@ -188,11 +189,19 @@ static void cq_deleted(struct worker *lead, struct event *event)
 /* Commands that wait for memory might do so for ever. */
 static void cancel_commands(struct sq *sq)
 {
+    bool held = controller_held(&sq->worker->nvme->controller);
+
     for (unsigned i = 0; i < WORKER_COMMANDS; i++) {
         struct command *cmd = &sq->worker->commands[i];
 
-        if (cmd->stage == STAGE_MEMORY && cmd->sq == sq) {
+        if (cmd->sq != sq) {
+            continue;
+        }
+        if (cmd->stage == STAGE_MEMORY) {
             command_cancel(cmd);
+        } else if (cmd->stage == STAGE_PARKED && !held) {
+            command_unpark(cmd);
+            command_complete(cmd, NVME_SC_ABORTED_SQ_DELETED);
         }
     }
 }
@@ -286,24 +295,6 @@ void queues_finish_detach(struct worker *worker)
  * All queues of a worker
  */
 
-void queues_cancel(struct worker *worker)
-{
-    struct shadow_doorbells *shadow = &worker->nvme->admin.shadows[worker->index];
-    struct sq *sq;
-    struct cq *cq;
-
-    TAILQ_FOREACH(sq, &worker->sqs, link)
-    {
-        ring_cancel(&sq->ring);
-    }
-    TAILQ_FOREACH(cq, &worker->cqs, link)
-    {
-        ring_cancel(&cq->ring);
-    }
-    ring_cancel(&shadow->values);
-    ring_cancel(&shadow->wanted);
-}
-
 void queues_close(struct worker *worker)
 {
     struct shadow_doorbells *shadow = &worker->nvme->admin.shadows[worker->index];
@@ -329,24 +320,42 @@ void queues_close(struct worker *worker)
     ring_close(&shadow->values);
     ring_close(&shadow->wanted);
     shadow->on = false;
+    worker->missing = false;
     bells_hear_none(worker);
 }
 
-void queues_release_rings(struct worker *worker, bool revoked_only)
+static void for_all_rings(struct worker *worker, void (*run)(struct ring *ring))
 {
-    void (*release)(struct ring *) = revoked_only ? ring_check_revoked : ring_release;
     struct shadow_doorbells *shadow = &worker->nvme->admin.shadows[worker->index];
     struct sq *sq;
     struct cq *cq;
 
     TAILQ_FOREACH(sq, &worker->sqs, link)
     {
-        release(&sq->ring);
+        run(&sq->ring);
     }
     TAILQ_FOREACH(cq, &worker->cqs, link)
     {
-        release(&cq->ring);
+        run(&cq->ring);
     }
-    release(&shadow->values);
-    release(&shadow->wanted);
+    run(&shadow->values);
+    run(&shadow->wanted);
+}
+
+void queues_retry_rings(struct worker *worker)
+{
+    for_all_rings(worker, ring_retry);
+}
+
+void queues_cancel(struct worker *worker)
+{
+    for_all_rings(worker, ring_cancel);
+}
+
+void queues_release_rings(struct worker *worker, bool revoked_only)
+{
+    if (revoked_only) {
+        shadows_before_release(worker);
+    }
+    for_all_rings(worker, revoked_only ? ring_check_revoked : ring_release);
 }

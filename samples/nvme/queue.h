@@ -38,6 +38,13 @@ struct queue_config {
     uint32_t vector; /* of a completion queue; NO_VALUE: it does not interrupt */
 };
 
+/* What a worker remembers of a doorbell that cannot be right, so that it reports each of them once. */
+struct doorbell {
+    bool is_bad;
+    uint32_t bad_value;
+    atomic_bool rung; /* the host has written it by a message since: the same value again, perhaps */
+};
+
 struct cq {
     struct event attach, detach;
     struct worker *worker;
@@ -45,14 +52,13 @@ struct cq {
     uint16_t id;
     _Atomic uint32_t vector; /* NO_VALUE: no interrupts. The control thread looks at it for INTx */
     uint32_t entries;
-    uint32_t head;         /* as the host has told */
+    _Atomic uint32_t head; /* as the host has told: the control thread looks at it for INTx */
     _Atomic uint32_t tail; /* and at this */
     bool phase;
     bool detaching;
     bool signal;                 /* entries were posted since the last interrupt */
     uint32_t promised;           /* entries that commands in flight will need */
-    uint32_t bad_head;           /* complained about; NO_VALUE: none */
-    bool in_register;            /* its doorbell was, when there were no shadows */
+    struct doorbell doorbell;
     STAILQ_HEAD(, command) done; /* to be posted */
     TAILQ_ENTRY(cq) link;
 };
@@ -67,8 +73,7 @@ struct sq {
     uint32_t entries;
     uint32_t head;
     uint32_t in_flight;
-    uint32_t bad_tail;                /* complained about; NO_VALUE: none */
-    bool in_register;                 /* as above */
+    struct doorbell doorbell;
     uint8_t cids[UINT16_MAX / 8 + 1]; /* in flight */
     TAILQ_ENTRY(sq) link;
 };
@@ -126,6 +131,8 @@ void sq_release_cid(struct sq *sq, uint16_t cid);
 void queues_finish_detach(struct worker *worker);
 void queues_arm_shadows(struct worker *worker);
 bool queues_have_work(struct worker *worker);
+/* Looks up again what was not there. */
+void queues_retry_rings(struct worker *worker);
 /* Gives up what is being resolved. */
 void queues_cancel(struct worker *worker);
 /* Gives everything up: nothing is in flight. */
@@ -134,6 +141,23 @@ void queues_release_rings(struct worker *worker, bool revoked_only);
 
 /* doorbell.c: what the host has written last, or now while that cannot be read. Worker's thread. */
 uint32_t doorbell_read(struct worker *worker, unsigned index, uint32_t now);
+/* Returns true if the host has not been told yet that this value makes no sense. */
+static inline bool doorbell_is_news(struct doorbell *doorbell, uint32_t value)
+{
+    return !doorbell->is_bad || doorbell->bad_value != value || atomic_load(&doorbell->rung);
+}
+
+static inline void doorbell_is_bad(struct doorbell *doorbell, uint32_t value)
+{
+    doorbell->is_bad = true;
+    doorbell->bad_value = value;
+    atomic_store(&doorbell->rung, false);
+}
+/* Before shadows that the client wants back are released: has the host ring at the next change. */
+void shadows_before_release(struct worker *worker);
+
+/* All to 0. Control thread, or the lead while the controller is disabled. */
+void doorbells_reset(struct nvme *nvme);
 
 /* Control thread: the guest wrote a doorbell. */
 void doorbell_written(struct nvme *nvme, unsigned index, uint32_t value);

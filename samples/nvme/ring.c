@@ -46,6 +46,8 @@ void ring_open(struct ring *ring, struct worker *worker, uint64_t addr, size_t l
     ring->len = len;
     ring->prot = prot;
     ring->error = 0;
+    ring->missing_since = 0;
+    ring->patient = false;
     ring->state = RING_RELEASED;
 }
 
@@ -84,8 +86,13 @@ static void take_answer(struct ring *ring, int error)
     }
     if (ring->error != 0) {
         ring->state = RING_RELEASED;
+        if (!ring->patient && ring->missing_since == 0) {
+            ring->missing_since = nvme_now_ms();
+        }
+        worker_await_memory(ring->worker, !ring->patient);
         return;
     }
+    ring->missing_since = 0;
     fill_pages(ring);
     ring->state = RING_READY;
     if (atomic_load(&ring->revoked)) {
@@ -158,8 +165,15 @@ bool ring_ready(struct ring *ring)
     return ring->state == RING_READY;
 }
 
+bool ring_is_lost(const struct ring *ring)
+{
+    return ring->error != 0 && ring->missing_since != 0 &&
+           memory_is_lost(ring->worker->nvme, ring->missing_since);
+}
+
 void ring_release(struct ring *ring)
 {
+    ring->missing_since = 0;
     if (ring->state == RING_READY) {
         vfu_dma_release(ring->worker->nvme->ctx, &ring->request);
         ring->state = RING_RELEASED;
@@ -193,7 +207,13 @@ bool ring_close(struct ring *ring)
 
 int ring_copy(struct ring *ring, size_t offset, void *data, size_t len, bool to_guest)
 {
-    return vfu_dma_move(ring->worker->nvme->ctx, &ring->request, offset, data, len, to_guest) == 0
-               ? 0
-               : -errno;
+    if (vfu_dma_move(ring->worker->nvme->ctx, &ring->request, offset, data, len, to_guest) == 0) {
+        return 0;
+    }
+    if (errno == ECANCELED) {
+        ring_release(ring);
+        worker_await_memory(ring->worker, true);
+        return -ECANCELED;
+    }
+    return -errno;
 }

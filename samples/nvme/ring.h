@@ -29,6 +29,8 @@ struct ring {
     size_t len;
     int prot;
     int error;  /* of the last resolve: 0 or an errno */
+    uint64_t missing_since; /* ms, of the first resolve that failed; 0: none has, or it is patient */
+    bool patient; /* no work is known: it is looked up again after a DMA_MAP, and never lost */
     int answer; /* the same, handed over by the handshake */
     atomic_int handshake;
     atomic_bool revoked;
@@ -49,10 +51,19 @@ void ring_cancel(struct ring *ring);
 bool ring_close(struct ring *ring);
 
 /*
- * Whether the memory can be used now. If not, it is being resolved and the worker will be woken,
- * or it cannot be, and ring->error says why.
+ * Returns true if the memory can be used now. If not, it is being resolved and the worker will be
+ * woken, or it is not there, and the worker looks it up again later.
  */
 bool ring_ready(struct ring *ring);
+
+/* Returns true if the memory was not there for the whole grace period; ring->error says why. */
+bool ring_is_lost(const struct ring *ring);
+
+/* The next ring_ready() looks the memory up, even if that has failed before. */
+static inline void ring_retry(struct ring *ring)
+{
+    ring->error = 0;
+}
 
 /* Whether it is worth trying: it is there, or has not been asked for. */
 static inline bool ring_may_come(const struct ring *ring)
@@ -72,7 +83,10 @@ static inline void *ring_at(const struct ring *ring, size_t offset)
     return page != NULL ? page + offset % RING_PAGE : NULL;
 }
 
-/* 0 or -errno. */
+/*
+ * Returns 0 or -errno. -ECANCELED: the message was cancelled because the memory is about to be
+ * unmapped, or by a reset; the ring was released, and the copy is to be repeated when it is ready.
+ */
 int ring_copy(struct ring *ring, size_t offset, void *data, size_t len, bool to_guest);
 
 #endif /* NVME_RING_H */

@@ -50,8 +50,7 @@ static int setup_context(struct nvme *nvme)
     };
 
     if (vfu_setup_log(nvme->ctx, print_log, nvme->config.log_level) != 0 || pci_setup(nvme) != 0 ||
-        (vfu_setup_device_dma)(nvme->ctx, LIBVFIO_USER_MAX_DMA_REGIONS, NULL, NULL) != 0 ||
-        vfu_setup_device_iommu(nvme->ctx, &iommu) != 0 ||
+        memory_setup(nvme) != 0 || vfu_setup_device_iommu(nvme->ctx, &iommu) != 0 ||
         vfu_setup_device_reset_cb(nvme->ctx, reset) != 0 || migration_setup(nvme) != 0) {
         return -1;
     }

@@ -2,6 +2,7 @@
 /* Submission queues: fetching (NVMe 4.2). */
 #include "nvme.h"
 
+#include <errno.h>
 #include <string.h>
 
 void sq_release_cid(struct sq *sq, uint16_t cid)
@@ -29,10 +30,11 @@ static uint32_t read_tail(struct sq *sq)
     uint32_t tail = doorbell_read(sq->worker, SQ_DOORBELL(sq->id), sq->head);
 
     if (tail < sq->entries) {
+        sq->doorbell.is_bad = false;
         return tail;
     }
-    if (tail != sq->bad_tail) {
-        sq->bad_tail = tail;
+    if (doorbell_is_news(&sq->doorbell, tail)) {
+        doorbell_is_bad(&sq->doorbell, tail);
         vfu_log(nvme->ctx, LOG_INFO, "submission queue %u: tail doorbell %u, with %u entries",
                 sq->id, tail, sq->entries);
         events_bad_doorbell(nvme, NVME_EVENT_BAD_DOORBELL_VALUE);
@@ -51,7 +53,7 @@ static bool can_fetch(struct sq *sq)
 static bool sq_readable(struct sq *sq)
 {
     if (!ring_ready(&sq->ring)) {
-        if (sq->ring.error != 0) {
+        if (ring_is_lost(&sq->ring)) {
             controller_fatal(sq->worker->nvme, "submission queue %u at 0x%llx is not there: %s",
                              sq->id, (unsigned long long)sq->ring.addr, strerror(sq->ring.error));
         }
@@ -72,8 +74,10 @@ static bool fetch(struct sq *sq, struct nvme_command *sqe)
         err = ring_copy(&sq->ring, offset, sqe, sizeof(*sqe), false);
     }
     if (err != 0) {
-        controller_fatal(sq->worker->nvme, "submission queue %u cannot be read: %s", sq->id,
-                         strerror(-err));
+        if (err != -ECANCELED) {
+            controller_fatal(sq->worker->nvme, "submission queue %u cannot be read: %s", sq->id,
+                             strerror(-err));
+        }
         return false;
     }
     sq->head = sq->head + 1 == sq->entries ? 0 : sq->head + 1;
@@ -87,6 +91,7 @@ static void begin(struct sq *sq, struct command *cmd)
     bool conflict = (*cids & bit) != 0;
 
     cmd->sq = sq;
+    cmd->missing_since = 0;
     sq->in_flight++;
     sq->cq->promised++;
     sq->worker->busy++;
@@ -125,7 +130,7 @@ bool queues_have_work(struct worker *worker)
     if (controller_held(&worker->nvme->controller)) {
         return false;
     }
-    if (worker->nr_parked > 0) {
+    if (worker->nr_parked > 0 && !worker->missing) {
         return true;
     }
     TAILQ_FOREACH(sq, &worker->sqs, link)

@@ -88,7 +88,7 @@ static void save_queues(struct nvme *nvme, struct saved_state *s)
                 .addr = cq->ring.addr,
                 .entries = cq->entries,
                 .vector = atomic_load(&cq->vector),
-                .head = cq->head,
+                .head = atomic_load(&cq->head),
                 .tail = atomic_load(&cq->tail),
                 .phase = cq->phase,
                 .doorbell = atomic_load(&nvme->doorbells->reg[CQ_DOORBELL(i)]),
@@ -297,6 +297,7 @@ static void load_registers(struct nvme *nvme, const struct saved_state *s)
     atomic_store(&c->aqa, s->aqa & NVME_AQA_WRITABLE);
     atomic_store(&c->asq, s->asq);
     atomic_store(&c->acq, s->acq);
+    c->page_shift = NVME_PAGE_SHIFT + NVME_CC_MPS(s->cc);
 }
 
 static void load_admin(struct nvme *nvme, const struct saved_state *s)
@@ -349,8 +350,9 @@ static void load_commands(struct nvme *nvme, const struct saved_state *s)
 
 static void load_shadows(struct nvme *nvme, const struct saved_state *s)
 {
+    atomic_store(&nvme->admin.shadow_page, s->shadow_on ? s->shadow_values | 1 : 0);
     for (unsigned i = 0; s->shadow_on && i < nvme->nr_workers; i++) {
-        shadows_open(&nvme->workers[i], s->shadow_values, s->shadow_wanted, false);
+        shadows_open(&nvme->workers[i], s->shadow_values, s->shadow_wanted);
     }
 }
 

@@ -68,6 +68,52 @@ static unsigned run_events(struct worker *worker)
 }
 
 /*
+ * Memory that is away
+ */
+
+void worker_await_memory(struct worker *worker, bool by_clock)
+{
+    uint64_t soon = nvme_now_ms() + MEMORY_RETRY_MS;
+
+    if (!worker->missing) {
+        worker->missing = true;
+        worker->retry_at = UINT64_MAX;
+    }
+    if (by_clock && worker->retry_at > soon) {
+        worker->retry_at = soon;
+    }
+}
+
+/* Nothing is looked up while the controller must not access memory. */
+static bool retry_due(const struct worker *worker)
+{
+    return worker->missing && !controller_held(&worker->nvme->controller) &&
+           (atomic_load(&worker->nvme->memory.maps) != worker->maps_seen ||
+            nvme_now_ms() >= worker->retry_at);
+}
+
+static void retry_missing(struct worker *worker)
+{
+    if (retry_due(worker)) {
+        worker->maps_seen = atomic_load(&worker->nvme->memory.maps);
+        worker->missing = false;
+        queues_retry_rings(worker);
+    }
+}
+
+/* For epoll_wait(): ms, or -1. */
+static int retry_timeout(const struct worker *worker)
+{
+    uint64_t now = nvme_now_ms();
+
+    if (!worker->missing || worker->retry_at == UINT64_MAX ||
+        controller_held(&worker->nvme->controller)) {
+        return -1;
+    }
+    return worker->retry_at > now ? (int)(worker->retry_at - now) : 0;
+}
+
+/*
  * Coming to an end
  */
 
@@ -127,14 +173,12 @@ static void finish_drain(struct worker *worker)
 
 static void unpark(struct worker *worker)
 {
-    unsigned n = worker->nr_parked;
+    unsigned n = worker->missing ? 0 : worker->nr_parked;
 
     for (; n > 0; n--) {
         struct command *cmd = TAILQ_FIRST(&worker->parked);
 
-        TAILQ_REMOVE(&worker->parked, cmd, parked_link);
-        worker->nr_parked--;
-        worker->busy++;
+        command_unpark(cmd);
         command_begin(cmd);
     }
 }
@@ -182,6 +226,7 @@ static unsigned run_once(struct worker *worker)
         atomic_exchange(&worker->revoked, false)) {
         queues_release_rings(worker, true);
     }
+    retry_missing(worker);
     n += serve_queues(worker);
     queues_finish_detach(worker);
     if (worker->drain_acks > 0 && worker->busy == 0) {
@@ -204,7 +249,7 @@ static bool may_sleep(struct worker *worker)
 {
     queues_arm_shadows(worker);
     return atomic_load(&worker->mailbox) == NULL && !atomic_load(&worker->revoked) &&
-           !queues_have_work(worker) &&
+           !queues_have_work(worker) && !retry_due(worker) &&
            (worker->index != 0 || !controller_has_drained(worker->nvme));
 }
 
@@ -214,7 +259,7 @@ static void wait_for_work(struct worker *worker)
 
     atomic_store(&worker->sleeping, true);
     if (may_sleep(worker)) {
-        (void)epoll_wait(worker->epoll_fd, events, 4, -1);
+        (void)epoll_wait(worker->epoll_fd, events, 4, retry_timeout(worker));
     }
     atomic_store(&worker->sleeping, false);
 }

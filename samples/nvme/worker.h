@@ -68,6 +68,10 @@ struct worker {
     unsigned nr_large;
     unsigned busy;       /* commands fetched and not completed, rings being resolved */
     atomic_bool revoked; /* one of the rings was */
+    atomic_bool rung;    /* a doorbell of an I/O queue was, since its shadow was looked at */
+    bool missing;        /* memory was looked up that is not there */
+    unsigned maps_seen;  /* DMA_MAPs before it was looked up */
+    uint64_t retry_at;   /* ms, when it is looked up again; UINT64_MAX: only after a DMA_MAP */
 
     enum drain drain;
     unsigned drain_acks; /* how often to say that it has come to an end */
@@ -90,5 +94,7 @@ void worker_close(struct worker *worker);
 void worker_post(struct worker *worker, struct event *event);
 /* Has the worker look at its queues. Any thread. */
 void worker_wake(struct worker *worker);
+/* Looks up memory again that is not there, after the next DMA_MAP. Worker's thread. */
+void worker_await_memory(struct worker *worker, bool by_clock);
 
 #endif /* NVME_WORKER_H */

@@ -178,13 +178,14 @@ def test_power_cut(start_nvme, tmp_path, options):
         server = start_nvme("--namespace", f"file={path}{options}")
         power_cut_run(Nvme(server.client()), rng, shadow, run)
         server.kill()
-        nvme = Nvme(start_nvme("--namespace", f"file={path}").client())
+        server = start_nvme("--namespace", f"file={path}")
+        nvme = Nvme(server.client())
         disk = Namespace(nvme, nvme.start_io())
         for page in range(pages):
             data = disk.read(page * 8, 4096)
             assert shadow.allows(page, data), (run, page)
             shadow.made_durable(page, data)
-        nvme.client.close()
+        server.kill()
 
 
 def test_bytes_of_a_flushed_write_are_in_the_file(start_nvme, tmp_path):

@@ -129,17 +129,18 @@ def test_doorbell_buffers_set_up_twice(waiting):
 
 @PRI
 def test_shadow_doorbell_of_a_new_queue(waiting):
-    """What the host has written there stays, when the register does not know of it yet."""
+    """Both buffers are there when the command ends; what the host writes there then stays."""
     nvme = waiting.nvme.start()
     values, entry = nvme.alloc(PAGE), 4 * 2 * 2
-    nvme.admin.ok(ADMIN_DOORBELL_BUFFER, prp1=values, prp2=NOWHERE)
+    config = nvme.admin.submit(ADMIN_DOORBELL_BUFFER, prp1=values, prp2=NOWHERE)
     nvme.poll(lambda: nvme.csts is not None and waiting.held, "no page request")
-    sq = nvme.create_pair(2)
-    nvme.memory.table.map(NOWHERE, nvme.memory.iommu.frame(next(nvme.memory.frames)))
+    assert nvme.admin.cq.pop() is None
+    waiting.bring_in()
     nvme.memory.write(NOWHERE, b"\xff" * PAGE)
+    assert nvme.admin.wait(config).status == SUCCESS
+    sq = nvme.create_pair(2)
     cid = sq.put(IO_FLUSH, nsid=1)
     nvme.memory.write(values + entry, struct.pack("<I", sq.tail))
-    waiting.bring_in()
     nvme.poll(lambda: nvme.memory.read(NOWHERE + entry, 4) != b"\xff" * 4, "no use of the shadows")
     sq.ring()
     assert sq.wait(cid).status == SUCCESS
