@@ -189,6 +189,10 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 
     /* A lost client is a reset like any other: the next client must not see this one's data. */
     (void)type;
+    /* vfu_destroy_ctx() resets too, when the threads have ended and no client will come. */
+    if (server->stopping) {
+        return 0;
+    }
     vfu_log(ctx, LOG_INFO, "reset");
     worker_drain(&server->factorial_worker);
     /* With an IOMMU nothing has quiesced us: what waited has been cancelled, the rest is short. */

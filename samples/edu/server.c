@@ -42,6 +42,7 @@ int server_start(struct server *server, const struct server_options *options)
 
 void server_stop(struct server *server)
 {
+    server->stopping = true;
     /* No thread may use the context when it is destroyed. */
     device_stop(server);
     vfu_destroy_ctx(server->ctx);

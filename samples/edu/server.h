@@ -32,7 +32,7 @@ struct server {
     vfu_ctx_t *ctx;
     struct edu edu;
     int signal_fd; /* SIGTERM, SIGINT */
-    bool stopping; /* a signal came */
+    bool stopping; /* a signal came, or the server ends for another reason */
     bool attached;
     bool quiescing; /* the library waits for the DMA to end */
     const struct msicap *msi;
