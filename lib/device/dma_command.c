@@ -296,6 +296,10 @@ int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
         }
     }
     log_unmap(ctx, &in, err > 0 ? err : 0);
+    /* Not after dma_drain_arm(), when another thread may finish it. */
+    if (!dma_drain_idle(&unmap->drain)) {
+        request_hold(unmap->req, "references to the memory (vfu_sgl_put(), vfu_dma_release())");
+    }
     if (dma_drain_arm(&unmap->drain)) {
         unmap_drained(&unmap->drain);
     }

@@ -56,6 +56,7 @@ int quiesce_for_request(struct vfu_ctx *ctx, struct request *req)
               command_name(req->hdr.cmd), detached->hdr.msg_id);
     q->pending = QUIESCE_REQUEST;
     q->request = detached;
+    request_hold(detached, "the device to quiesce (vfu_device_quiesced())");
     session_hold(&ctx->session);
     return REQUEST_DEFERRED;
 }
@@ -79,6 +80,7 @@ static void resume_request(struct vfu_ctx *ctx, int err)
 {
     struct request *req = ctx->quiesce.request;
 
+    request_go_on(req);
     log_outcome(ctx, req, -err);
     if (err != 0) {
         ctx->quiesce.request = NULL;

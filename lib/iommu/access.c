@@ -452,6 +452,12 @@ static bool sync_finished(void *arg)
 int access_resolve_wait(struct vfu_ctx *ctx, vfu_dma_request_t *req)
 {
     struct sync_access sync = { .error = 0 };
+    struct wait wait = {
+        .name = "vfu_dma_resolve_wait",
+        .number = req->addr,
+        .by_address = true,
+        .reason = "a translation or a page of the client",
+    };
     void *pvt = req->pvt;
     int err;
 
@@ -459,7 +465,7 @@ int access_resolve_wait(struct vfu_ctx *ctx, vfu_dma_request_t *req)
     req->done = sync_done;
     err = access_resolve(ctx, req);
     if (err == 0) {
-        session_wait(&ctx->session, sync_finished, &sync);
+        session_wait(&ctx->session, sync_finished, &sync, &wait);
         err = sync.error;
     }
     req->pvt = pvt;

@@ -134,6 +134,12 @@ int iommu_command_invalidate(struct vfu_ctx *ctx, struct request *req)
     count(&ctx->iommu->counters.invalidations, 1);
     dma_cancel_awaited(ctx);
     access_revoke(ctx, pasid, global, range);
+    if (!dma_drain_idle(&inv->drain)) {
+        request_hold(inv->req, "references to what was translated (vfu_dma_release(), "
+                     "vfu_sgl_put()), and the device if it was busy");
+    } else if (ctx->iommu->config.invalidate != NULL) {
+        request_hold(inv->req, "the device (vfu_invalidate_done())");
+    }
     if (!device_busy(ctx, inv, pasid, global, range)) {
         invalidation_put(inv);
     }

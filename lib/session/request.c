@@ -52,6 +52,25 @@ struct request *request_detach(struct request *req)
     return copy;
 }
 
+void request_hold(struct request *req, const char *reason)
+{
+    pthread_mutex_lock(&req->session->lock);
+    req->wait = (struct wait){
+        .name = command_name(req->hdr.cmd),
+        .number = req->hdr.msg_id,
+        .reason = reason,
+    };
+    wait_begin(req->session, &req->wait);
+    pthread_mutex_unlock(&req->session->lock);
+}
+
+void request_go_on(struct request *req)
+{
+    pthread_mutex_lock(&req->session->lock);
+    wait_end(req->session, &req->wait);
+    pthread_mutex_unlock(&req->session->lock);
+}
+
 void request_drop(struct request *req)
 {
     for (size_t i = 0; i < req->nr_fds; i++) {
@@ -60,6 +79,7 @@ void request_drop(struct request *req)
         }
     }
     if (req->heap) {
+        request_go_on(req);
         free(req);
     }
 }

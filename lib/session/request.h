@@ -2,6 +2,7 @@
 #ifndef VFU_SESSION_REQUEST_H
 #define VFU_SESSION_REQUEST_H
 
+#include "session/wait.h"
 #include "vfio-user.h"
 
 #include <stdbool.h>
@@ -38,6 +39,7 @@ struct request {
     size_t nr_reply_fds;
 
     bool heap; /* owns its memory */
+    struct wait wait; /* of a detached request, while it is held back */
     STAILQ_ENTRY(request) link;
 };
 
@@ -60,6 +62,13 @@ void request_reply_with(struct request *req, void *data, size_t len);
  * when out of memory, and the original is as it was.
  */
 struct request *request_detach(struct request *req);
+
+/*
+ * Notes what a detached request is held back for, until it is finished or request_go_on() is
+ * called: the log says so if it takes long. reason must be a constant.
+ */
+void request_hold(struct request *req, const char *reason);
+void request_go_on(struct request *req);
 
 /*
  * Sends the reply (err is 0 or a negative errno) unless the client wanted none, closes what

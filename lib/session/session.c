@@ -22,6 +22,8 @@ int session_init(struct session *s, const struct session_ops *ops, void *owner,
     s->owner = owner;
     s->log = log;
     STAILQ_INIT(&s->parked);
+    TAILQ_INIT(&s->waits);
+    s->next_report = DEADLINE_NEVER;
     txn_table_init(&s->txns);
     s->control = pthread_self();
     s->control_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -102,6 +104,7 @@ void session_close(struct session *s)
         s->waiters--;
     }
     s->held = false;
+    wait_forget_all(s);
     pthread_mutex_unlock(&s->lock);
     txn_deliver(s);
     while ((req = STAILQ_FIRST(&s->parked)) != NULL) {
@@ -319,13 +322,14 @@ static bool serve_buffered(struct session *s, const struct vfio_user_header *hdr
 }
 
 /*
- * With transactions that nobody waits for, a plain receive that waits is not enough; without them
- * it saves a system call per message. Only the IOMMU extension has those, and goes without a twin
- * socket: what arrives there is read by those who wait for it.
+ * With transactions that nobody waits for, or requests that are held back, a plain receive that
+ * waits is not enough; without them it saves a system call per message. Only the IOMMU extension
+ * has such transactions, and goes without a twin socket: what arrives there is read by those who
+ * wait for it.
  */
 static bool must_poll(const struct session *s)
 {
-    return s->features.ats || s->features.pri;
+    return s->features.ats || s->features.pri || !TAILQ_EMPTY(&s->waits);
 }
 
 /* Sleeps until something can be read, a deadline passes or somebody wakes us. Role held. */
@@ -403,6 +407,7 @@ static enum step run_waiting(struct session *s)
 {
     struct request *req;
 
+    wait_report(s);
     txn_expire(s);
     if (!TAILQ_EMPTY(&s->txns.completed)) {
         pthread_mutex_unlock(&s->lock);

@@ -4,6 +4,7 @@
 
 #include "session/request.h"
 #include "session/txn.h"
+#include "session/wait.h"
 #include "transport/stream.h"
 #include "util/log.h"
 #include "wire/commands.h"
@@ -89,6 +90,9 @@ struct session {
     unsigned parked_fds;
 
     struct txn_table txns;
+
+    struct wait_list waits;
+    uint64_t next_report; /* no wait has a line to print before */
 };
 
 int session_init(struct session *s, const struct session_ops *ops, void *owner,
@@ -130,9 +134,10 @@ void session_release(struct session *s, struct request *first);
 
 /*
  * Waits until finished(arg), reading and running completions meanwhile. Whoever makes that true
- * calls session_wake(). finished() is called with the session's lock held. Any thread.
+ * calls session_wake(). finished() is called with the session's lock held. wait says who waits for
+ * what. Any thread.
  */
-void session_wait(struct session *s, bool (*finished)(void *arg), void *arg);
+void session_wait(struct session *s, bool (*finished)(void *arg), void *arg, struct wait *wait);
 void session_wake(struct session *s);
 
 /*
@@ -146,7 +151,8 @@ bool session_is_control(struct session *s);
 
 /*
  * How long poll() may wait for input: until the first deadline of an asynchronous transaction, or
- * until the log has something to say. -1 for ever.
+ * until the log has something to say, which what is due already is here. -1 for ever. Control
+ * thread.
  */
 int session_timeout_ms(struct session *s);
 

@@ -428,8 +428,18 @@ static bool tell_of_parked(struct session *s, uint64_t *told)
     return true;
 }
 
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 int txn_wait(struct session *s, struct txn *txn)
 {
+    struct wait wait = {
+        .name = command_name(txn->cmd),
+        .number = txn->id,
+        .reason = "the client's reply",
+    };
     struct channel *ch;
     uint64_t told = 0;
     bool overrun = false;
@@ -437,7 +447,9 @@ int txn_wait(struct session *s, struct txn *txn)
     pthread_mutex_lock(&s->lock);
     s->users++;
     ch = txn_channel(s);
+    wait_begin(s, &wait);
     while (txn->state != TXN_DONE) {
+        wait_report(s);
         if (deliver_for_others(s) || tell_of_parked(s, &told)) {
             continue;
         }
@@ -448,9 +460,10 @@ int txn_wait(struct session *s, struct txn *txn)
                     txn->id);
             overrun = !abandon(s, txn, -ETIMEDOUT);
         } else {
-            wait_step(s, ch, txn->deadline);
+            wait_step(s, ch, earlier(txn->deadline, s->next_report));
         }
     }
+    wait_end(s, &wait);
     pthread_mutex_unlock(&s->lock);
     if (overrun) {
         session_break(s, -ETIMEDOUT);
@@ -483,7 +496,7 @@ bool txn_cancel(struct session *s, struct txn *txn, int err)
 }
 
 /* Completions lead to what is waited for, so they run here, whoever else could run them. */
-void session_wait(struct session *s, bool (*finished)(void *arg), void *arg)
+void session_wait(struct session *s, bool (*finished)(void *arg), void *arg, struct wait *wait)
 {
     struct channel *ch;
     uint64_t told = 0;
@@ -491,7 +504,9 @@ void session_wait(struct session *s, bool (*finished)(void *arg), void *arg)
     pthread_mutex_lock(&s->lock);
     s->users++;
     ch = txn_channel(s);
+    wait_begin(s, wait);
     while (!finished(arg)) {
+        wait_report(s);
         if (tell_of_parked(s, &told)) {
             continue;
         }
@@ -500,12 +515,13 @@ void session_wait(struct session *s, bool (*finished)(void *arg), void *arg)
             txn_deliver(s);
             pthread_mutex_lock(&s->lock);
         } else if (s->main.open && s->broken == 0) {
-            wait_step(s, ch, s->txns.next_deadline);
+            wait_step(s, ch, earlier(s->txns.next_deadline, s->next_report));
             txn_expire(s);
         } else {
-            cond_wait_until(s, DEADLINE_NEVER);
+            cond_wait_until(s, s->next_report);
         }
     }
+    wait_end(s, wait);
     pthread_mutex_unlock(&s->lock);
     leave_and_deliver(s);
 }
@@ -519,16 +535,16 @@ void session_wake(struct session *s)
 
 uint64_t session_deadline(const struct session *s)
 {
-    uint64_t log = log_limit_deadline(s->log);
-
-    return log < s->txns.next_deadline ? log : s->txns.next_deadline;
+    return earlier(s->txns.next_deadline, earlier(s->next_report, log_limit_deadline(s->log)));
 }
 
 int session_timeout_ms(struct session *s)
 {
     uint64_t deadline;
 
+    log_limit_report(s->log, false);
     pthread_mutex_lock(&s->lock);
+    wait_report(s);
     deadline = session_deadline(s);
     pthread_mutex_unlock(&s->lock);
     return deadline_poll_ms(deadline);

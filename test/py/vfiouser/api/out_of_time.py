@@ -12,6 +12,7 @@ import sys
 
 from .. import wire
 from ..client import CAPABILITIES
+from ..software_iommu import CAPS
 from ..wire import Cmd
 from . import abi
 from .fixtures import Workshop, fails
@@ -58,7 +59,6 @@ def message(shop):
 def translation(shop):
     """What the device itself does not wait for ends in vfu_run_ctx()."""
     from ..probe import Probe
-    from ..software_iommu import CAPS
     device = shop.device()
     device.pci_init()
     device.setup_dma()
@@ -96,9 +96,8 @@ def flood(shop):
         refused()
     assert len(lines) == 10 and device.lib.vfu_next_timeout(device.ctx) > 0
     CLOCK.preload_pass(6)
-    assert device.lib.vfu_next_timeout(device.ctx) == 0
-    device.run()
-    assert lines[10].startswith(count(20)) and device.lib.vfu_next_timeout(device.ctx) == -1
+    assert device.lib.vfu_next_timeout(device.ctx) == -1, "the count is printed here"
+    assert lines[10].startswith(count(20))
     for _ in range(15):
         refused()
     assert len(lines) == 21
@@ -107,9 +106,106 @@ def flood(shop):
     assert lines[21].startswith(count(5)) and len(lines) == 23
 
 
+class Waiting:
+    """A device with everything that waits, its client, and a log that shows who waits."""
+
+    def __init__(self, shop, **callbacks):
+        self.device = shop.device()
+        self.device.pci_init()
+        self.device.setup_dma()
+        config = abi.IommuConfig(
+            size=ctypes.sizeof(abi.IommuConfig), ats=True, state=abi.NULL[abi.IOMMU_STATE],
+            invalidate=self.device.wrap(abi.INVALIDATE, callbacks.get("invalidate")))
+        self.device.lib.vfu_setup_device_iommu(self.device.ctx, ctypes.byref(config))
+        self.device.setup_quiesce(callbacks.get("quiesce"))
+        self.client = shop.attach(self.device, {**CAPABILITIES, "iommu": CAPS})
+        self.lines = []
+        self.device.setup_log(lambda _level, text: self.lines.append(text.decode()), 4)
+
+    def logged(self, seconds):
+        """Lets time pass and returns the lines that this brings."""
+        CLOCK.preload_pass(seconds)
+        before = len(self.lines)
+        assert self.device.lib.vfu_next_timeout(self.device.ctx) != 0
+        return self.lines[before:]
+
+    def check(self, msg_id, name, reason, end):
+        """One line after a second, then rarely, and one when end() has ended the wait."""
+        assert not self.lines and not self.logged(0)
+        for seconds, after in ((1, 1), (1, 2), (1, None), (1, 4), (3, None), (1, 8)):
+            lines = self.logged(seconds)
+            assert len(lines) == (after is not None), lines
+            assert not lines or lines[0].startswith(
+                f"{name} id {msg_id}: waits for {after}.") and reason in lines[0], lines
+        del self.lines[:]
+        end()
+        assert self.lines[0].startswith(f"{name} id {msg_id}: goes on, after it waited for 8.")
+        assert len(self.lines) == 1, self.lines
+        self.client.wait(msg_id)
+        assert not self.logged(9)
+
+
+def busy(*_):
+    raise OSError(errno.EBUSY, "")
+
+
+def held_unmap(shop):
+    waiting = Waiting(shop)
+    device, client = waiting.device, waiting.client
+    client.add_memory(0x10000, 0x1000)
+    sgl = device.sgl(0x10000, 8)
+    device.sgl_get(sgl)
+    msg_id = client.send(Cmd.DMA_UNMAP, wire.DMA_UNMAP.pack(argsz=24, addr=0x10000, size=0x1000))
+    device.run()
+    waiting.check(msg_id, "DMA_UNMAP", "references", lambda: device.sgl_put(sgl))
+
+
+def held_reset(shop):
+    waiting = Waiting(shop, quiesce=busy)
+    msg_id = waiting.client.send(Cmd.DEVICE_RESET)
+    with fails(errno.EBUSY):
+        waiting.device.run()
+    waiting.check(msg_id, "DEVICE_RESET", "vfu_device_quiesced", waiting.device.quiesced)
+
+
+def held_invalidation(shop):
+    kept = []
+
+    def invalidate(_pasid, _everything, _first, _last, invalidation):
+        kept.append(invalidation)
+        busy()
+
+    waiting = Waiting(shop, invalidate=invalidate)
+    device = waiting.device
+    msg_id = waiting.client.send(Cmd.ATS_INVALIDATE, wire.ATS_INVALIDATE.pack(
+        argsz=24, flags=0, address=0x1000, length=0x1000))
+    device.run()
+    waiting.check(msg_id, "ATS_INVALIDATE", "vfu_invalidate_done",
+                  lambda: device.lib.vfu_invalidate_done(device.ctx, kept[0]))
+
+
+def held_thread(shop):
+    """A thread that waits for a reply says so itself."""
+    waiting = Waiting(shop)
+    device, client = waiting.device, waiting.client
+    client.add_memory(0x10000, 0x1000, share=False)
+
+    def late(command):
+        CLOCK.preload_pass(2)
+        client.send(Cmd.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(argsz=16))
+        client.serve(command)
+
+    client.on_command = late
+    with client.answering():
+        device.sgl_read(device.sgl(0x10000, 8))
+    assert len(waiting.lines) in (1, 2), waiting.lines
+    assert waiting.lines[-1].startswith("DMA_READ id 1: "), waiting.lines
+
+
 def main():
     lib = Library(sys.argv[1])
-    for scenario in (attach, message, translation, flood):
+    for scenario in (attach, message, translation, flood, held_unmap, held_reset,
+                     held_invalidation, held_thread):
         shop = Workshop(lib)
         scenario(shop)
         shop.close()
