@@ -84,8 +84,9 @@ int dma_command_map(struct vfu_ctx *ctx, struct request *req)
     mapping.prot = (map.flags & VFIO_USER_F_DMA_REGION_READ ? PROT_READ : 0) |
                    (map.flags & VFIO_USER_F_DMA_REGION_WRITE ? PROT_WRITE : 0);
     if (map_mode(&map, mapping.fd, &mapping.mode) < 0) {
-        log_err(&ctx->log, "DMA_MAP id %u: flags 0x%x %s", req->hdr.msg_id, map.flags,
-                mapping.fd == -1 ? "without a file descriptor" : "are unknown or contradictory");
+        log_err(&ctx->log, "DMA_MAP id %u: flags 0x%x are unknown or contradictory%s: refused",
+                req->hdr.msg_id, map.flags,
+                mapping.fd == -1 ? " without a file descriptor" : "");
         return -EINVAL;
     }
     if (map.size > DMA_MAX_REGION_SIZE) {
@@ -103,9 +104,6 @@ int dma_command_map(struct vfu_ctx *ctx, struct request *req)
         err = dma_map(space, &mapping, &entry);
     }
     if (err < 0) {
-        log_err(&ctx->log, "DMA_MAP id %u: [0x%llx, 0x%llx] refused: %s", req->hdr.msg_id,
-                (unsigned long long)mapping.iova.first, (unsigned long long)mapping.iova.last,
-                strerror(-err));
         return err;
     }
     log_map(ctx, &map);
@@ -279,6 +277,8 @@ int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
     }
     err = find_space(ctx, req, false, &space);
     if (err < 0 && in.flags != VFIO_DMA_UNMAP_FLAG_ALL) {
+        log_err(&ctx->log, "DMA_UNMAP id %u: PASID 0x%x has no mappings: refused", req->hdr.msg_id,
+                req->pasid);
         return err;
     }
     unmap = new_unmap(req, &in, &bitmap);

@@ -50,8 +50,8 @@ static int finish(struct vfu_ctx *ctx, struct dma_message *message)
     const struct txn *txn = &message->txn;
     int err = txn_wait(&ctx->session, &message->txn);
 
-    /* Who cancelled it has logged that. */
-    if (err == -ECANCELED) {
+    /* A reply that is wrong or does not come has its line already, and so has a cancellation. */
+    if (err == -EPROTO || err == -ETIMEDOUT || err == -ECANCELED) {
         return err;
     }
     if (err < 0) {

@@ -89,13 +89,13 @@ static int logging_start(struct vfu_ctx *ctx, struct request *req,
         return too_short(ctx, req, "the logging control");
     }
     memcpy(&control, data, sizeof(control));
-    err = ctx->dma == NULL ? -EINVAL : dma_dirty_start(ctx->dma, control.page_size);
-    if (err < 0) {
-        log_err(&ctx->log, "dirty logging: cannot start with pages of 0x%llx bytes: %s",
-                (unsigned long long)control.page_size, strerror(-err));
-        return err;
+    if (ctx->dma == NULL) {
+        log_err(&ctx->log, "DEVICE_FEATURE id %u: dirty logging: the device does no DMA: refused",
+                req->hdr.msg_id);
+        return -EINVAL;
     }
-    return echo(ctx, req);
+    err = dma_dirty_start(ctx->dma, control.page_size);
+    return err < 0 ? err : echo(ctx, req);
 }
 
 static int logging_stop(struct vfu_ctx *ctx, struct request *req,

@@ -417,6 +417,8 @@ int irqs_apply(struct irqs *irqs, const struct vfio_irq_set *set, const uint8_t 
         int err = apply_one(irqs, set, i, data, fds, nr_fds);
 
         if (err < 0) {
+            log_err(irqs->log, "SET_IRQS: index %u, vector %u: cannot signal its eventfd: %s: "
+                    "refused", set->index, set->start + i, strerror(-err));
             return err;
         }
     }

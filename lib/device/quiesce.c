@@ -48,8 +48,6 @@ int quiesce_for_request(struct vfu_ctx *ctx, struct request *req)
     }
     detached = request_detach(req);
     if (detached == NULL) {
-        log_err(&ctx->log, "%s id %u: refused: out of memory", command_name(req->hdr.cmd),
-                req->hdr.msg_id);
         return -ENOMEM;
     }
     log_debug(&ctx->log, "%s id %u: the device begins to quiesce, other requests wait",

@@ -162,9 +162,19 @@ ssize_t region_call_device(struct vfu_ctx *ctx, const struct region *region, cha
     errno = 0;
     n = region->access(ctx, buf, count, (loff_t)offset, is_write);
     if (n < 0) {
-        return errno != 0 ? -errno : -EIO;
+        n = errno != 0 ? -errno : -EIO;
+        log_err(&ctx->log, "region%zu: %s of %zu bytes at %#" PRIx64 ": the device refused it: %s",
+                region - ctx->regions, is_write ? "write" : "read", count, offset,
+                strerror((int)-n));
+        return n;
     }
-    return (size_t)n == count ? n : -EINVAL;
+    if ((size_t)n != count) {
+        log_err(&ctx->log, "region%zu: %s of %zu bytes at %#" PRIx64 ": the device's callback "
+                "returned %zd: refused", region - ctx->regions, is_write ? "write" : "read", count,
+                offset, n);
+        return -EINVAL;
+    }
+    return n;
 }
 
 static ssize_t config_access(struct vfu_ctx *ctx, char *buf, size_t count, uint64_t offset,
@@ -207,12 +217,12 @@ ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, 
         n = region_call_device(ctx, region, buf, count, offset, is_write);
     } else {
         n = msix_access(ctx, index, buf, count, offset, is_write);
+        if (n < 0) {
+            log_err(&ctx->log, "region%u: %s of %zu bytes at %#" PRIx64 ": the region has no "
+                    "callback: refused", index, is_write ? "write" : "read", count, offset);
+        }
     }
-    if (n < 0) {
-        log_err(&ctx->log, "region %u: %s of %zu bytes at 0x%llx failed: %s", index,
-                is_write ? "write" : "read", count, (unsigned long long)offset,
-                strerror((int)-n));
-    } else if (log_prints(&ctx->log, LOG_DEBUG)) {
+    if (n >= 0 && log_prints(&ctx->log, LOG_DEBUG)) {
         log_access(ctx, index, buf, count, offset, is_write);
     }
     return n;
@@ -338,13 +348,14 @@ static int check_multi(struct vfu_ctx *ctx, const struct request *req,
         int err;
 
         memcpy(&entry, entries + i * sizeof(entry), sizeof(entry));
+        if (entry.count > sizeof(entry.data)) {
+            log_err(&ctx->log, "REGION_WRITE_MULTI id %u: a write of %u bytes, at most %zu: refused",
+                    req->hdr.msg_id, entry.count, sizeof(entry.data));
+            return -EINVAL;
+        }
         access = multi_access(&entry);
-        err = entry.count > sizeof(entry.data)
-                  ? -EINVAL
-                  : check_access(ctx, req, &access, VFU_REGION_FLAG_WRITE);
+        err = check_access(ctx, req, &access, VFU_REGION_FLAG_WRITE);
         if (err < 0) {
-            log_err(&ctx->log, "REGION_WRITE_MULTI id %u: write %llu of %llu is bad, none done",
-                    req->hdr.msg_id, (unsigned long long)i, (unsigned long long)multi->wr_cnt);
             return err;
         }
     }

@@ -100,11 +100,12 @@ int dirty_check_region(struct dma *dma, uint64_t size)
     }
     if (size < page) {
         log_err(dma->log,
-                "DMA map: size %#" PRIx64 " is smaller than the dirty logging page, %#" PRIx64,
+                "DMA_MAP: size %#" PRIx64 " is below the page of dirty logging, %#" PRIx64
+                ": refused",
                 size, page);
         return -EINVAL;
     }
-    return check_limit(dma, bytes_needed(size), "DMA map while dirty pages are logged");
+    return check_limit(dma, bytes_needed(size), "DMA_MAP while dirty pages are logged");
 }
 
 void dirty_region_added(struct dma *dma, const struct dma_entry *region)
@@ -336,9 +337,14 @@ int dma_dirty_start(struct dma *dma, uint64_t page_size)
     struct aftermath after = { 0 };
     int ret;
 
-    if (!is_power_of_two(page_size) || (on != 0 && on != page_size)) {
-        log_err(dma->log, "dirty logging: page size %#" PRIx64 " while logging with %#" PRIx64,
-                page_size, on);
+    if (!is_power_of_two(page_size)) {
+        log_err(dma->log, "dirty logging: page size %#" PRIx64 " is no power of two: refused",
+                page_size);
+        return -EINVAL;
+    }
+    if (on != 0 && on != page_size) {
+        log_err(dma->log, "dirty logging: page size %#" PRIx64 " while logging with %#" PRIx64
+                ": refused", page_size, on);
         return -EINVAL;
     }
     if (on != 0) {
@@ -513,13 +519,20 @@ int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, str
                            uint64_t page_size, uint8_t *bitmap, uint64_t size)
 {
     uint64_t length = range_size(range);
+    const char *fault = NULL;
 
-    if (dma_dirty_page_size(dma) == 0 || !is_power_of_two(page_size) || length < page_size ||
-        size != dma_dirty_bitmap_size(length, page_size)) {
+    if (dma_dirty_page_size(dma) == 0) {
+        fault = "dirty pages are not logged";
+    } else if (!is_power_of_two(page_size) || length < page_size) {
+        fault = "the page size is no power of two, or above the range";
+    } else if (size != dma_dirty_bitmap_size(length, page_size)) {
+        fault = "the bitmap does not have the size of the range";
+    }
+    if (fault != NULL) {
         log_err(dma->log,
-                "dirty report: %#" PRIx64 "-%#" PRIx64 " in pages of %#" PRIx64
-                ", bitmap of %" PRIu64 " bytes, logging with %#" PRIx64,
-                range.first, range.last, page_size, size, dma_dirty_page_size(dma));
+                "dirty report [%#" PRIx64 ", %#" PRIx64 "] in pages of %#" PRIx64
+                ", bitmap of %" PRIu64 " bytes: %s: refused",
+                range.first, range.last, page_size, size, fault);
         return -EINVAL;
     }
     *report = (struct dma_dirty_report){

@@ -38,12 +38,12 @@ static int check_access(const struct memfile_want *want, const struct logger *lo
     int mode = flags & O_ACCMODE;
 
     if (flags < 0) {
-        log_err(log, "DMA map: fd %d is not usable: %s", want->fd, strerror(errno));
+        log_err(log, "DMA_MAP: fd %d is not usable: %s: refused", want->fd, strerror(errno));
         return -EINVAL;
     }
     if ((want->writable && mode == O_RDONLY) || (!want->io && mode == O_WRONLY) ||
         (flags & O_PATH) != 0) {
-        log_err(log, "DMA map: fd %d with open flags %#x does not allow a %s %s", want->fd,
+        log_err(log, "DMA_MAP: fd %d with open flags %#x does not allow a %s %s: refused", want->fd,
                 (unsigned int)flags, want->writable ? "writable" : "readable",
                 want->io ? "region" : "mapping");
         return -EACCES;
@@ -57,14 +57,16 @@ static int check_end(const struct memfile_want *want, const struct logger *log)
     uint64_t end = want->offset + want->size;
 
     if (end < want->offset || end > (uint64_t)INT64_MAX - PAGE_SIZE_MAX) {
-        log_err(log, "DMA map: file range at offset %#" PRIx64 ", size %#" PRIx64 " is too far out",
+        log_err(log,
+                "DMA_MAP: file range at offset %#" PRIx64 ", size %#" PRIx64
+                " is too far out: refused",
                 want->offset, want->size);
         return -EINVAL;
     }
     if (!want->io && want->has_size && end > align_up(want->file_size, system_page_size())) {
         log_err(log,
-                "DMA map: file range at offset %#" PRIx64 ", size %#" PRIx64
-                " is beyond the end of the file, %#" PRIx64,
+                "DMA_MAP: file range at offset %#" PRIx64 ", size %#" PRIx64
+                " is beyond the end of the file, %#" PRIx64 ": refused",
                 want->offset, want->size, want->file_size);
         return -EINVAL;
     }
@@ -78,13 +80,13 @@ int memfile_probe(const struct memfile_set *set, struct memfile_want *want)
 
     /* Before any call that the file system of the file answers. */
     if (ret == 0) {
-        ret = peer_file_check_memory(want->fd, set->limits->memory_files, set->log, "DMA map");
+        ret = peer_file_check_memory(want->fd, set->limits->memory_files, set->log, "DMA_MAP");
     }
     if (ret < 0) {
         return ret;
     }
     if (fstat(want->fd, &st) < 0) {
-        log_err(set->log, "DMA map: fstat of fd %d: %s", want->fd, strerror(errno));
+        log_err(set->log, "DMA_MAP: fstat of fd %d: %s: refused", want->fd, strerror(errno));
         return -EINVAL;
     }
     want->device = st.st_dev;
@@ -157,11 +159,11 @@ static int map_file(const struct memfile_set *set, struct memfile *file,
     uint64_t whole = want->has_size ? align_up(want->file_size, page) : 0;
     uint64_t free_space = set->limits->value[VFU_LIMIT_ADDRESS_SPACE] - set->mapped;
     int ret = limits_check(set->limits, VFU_LIMIT_MAPPED_FILES, set->nr_mapped, 1, set->log,
-                           "DMA map");
+                           "DMA_MAP");
 
     if (ret == 0) {
         ret = limits_check(set->limits, VFU_LIMIT_ADDRESS_SPACE, set->mapped, end - start, set->log,
-                           "DMA map");
+                           "DMA_MAP");
     }
     if (ret < 0) {
         return ret;
@@ -170,19 +172,30 @@ static int map_file(const struct memfile_set *set, struct memfile *file,
         map_span(file, want->fd, 0, whole) == 0) {
         return 0;
     }
-    return map_span(file, want->fd, start, end);
+    ret = map_span(file, want->fd, start, end);
+    if (ret < 0 && ret != -ENOMEM) {
+        log_err(set->log,
+                "DMA_MAP: cannot map %#" PRIx64 " bytes at offset %#" PRIx64
+                " of the file: %s: refused",
+                end - start, start, strerror(-ret));
+    }
+    return ret;
 }
 
 static int dup_fd(const struct memfile_set *set, struct memfile *file,
                   const struct memfile_want *want)
 {
-    int ret = limits_check(set->limits, VFU_LIMIT_IO_FILES, set->nr_io, 1, set->log, "DMA map");
+    int ret = limits_check(set->limits, VFU_LIMIT_IO_FILES, set->nr_io, 1, set->log, "DMA_MAP");
 
     if (ret < 0) {
         return ret;
     }
     file->fd = fcntl(want->fd, F_DUPFD_CLOEXEC, 0);
-    return file->fd < 0 ? -errno : 0;
+    if (file->fd < 0) {
+        ret = -errno;
+        log_err(set->log, "DMA_MAP: cannot keep fd %d: %s: refused", want->fd, strerror(-ret));
+    }
+    return ret;
 }
 
 int memfile_open(const struct memfile_set *set, const struct memfile_want *want,

@@ -60,15 +60,19 @@ static int check_place(const struct map_request *req, struct dma_entry **region)
             return 1;
         }
         old = entry_range(*region);
-        log_info(dma->log,
-                 "DMA map: %#" PRIx64 "-%#" PRIx64 " overlaps region %#" PRIx64 "-%#" PRIx64,
-                 iova.first, iova.last, old.first, old.last);
+        log_err(dma->log,
+                "DMA_MAP [%#" PRIx64 ", %#" PRIx64 "]: overlaps the mapping [%#" PRIx64
+                ", %#" PRIx64 "]: refused with EEXIST",
+                iova.first, iova.last, old.first, old.last);
         return -EEXIST;
     }
     if (atomic_load(&dma->nr_regions) >= dma->max_regions ||
         dma->nr_lingering >= dma->max_regions + LINGERING_MARGIN) {
-        log_err(dma->log, "DMA map: %zu regions mapped, %zu still in use, at most %zu",
-                atomic_load(&dma->nr_regions), dma->nr_lingering, dma->max_regions);
+        log_err(dma->log,
+                "DMA_MAP [%#" PRIx64 ", %#" PRIx64 "]: %zu regions are mapped and %zu unmapped ones "
+                "still in use, at most %zu: refused",
+                iova.first, iova.last, atomic_load(&dma->nr_regions), dma->nr_lingering,
+                dma->max_regions);
         return -EINVAL;
     }
     return 0;
@@ -158,8 +162,9 @@ static int probe(struct map_request *req)
     uint64_t size = range_size(mapping->iova);
 
     if (size == 0 || size > DMA_MAX_REGION_SIZE) {
-        log_err(req->space->dma->log, "DMA map: size %#" PRIx64 " at %#" PRIx64 " is too large",
-                size, mapping->iova.first);
+        log_err(req->space->dma->log,
+                "DMA_MAP: size %#" PRIx64 " at %#" PRIx64 " is too large: refused", size,
+                mapping->iova.first);
         return -ENOSPC;
     }
     if (!has_file(req)) {
@@ -213,11 +218,6 @@ int dma_map(struct dma_space *space, const struct dma_mapping *mapping, struct d
         }
     }
     dma_unlock(space->dma, &after);
-    if (ret < 0) {
-        log_err(space->dma->log,
-                "DMA map: %#" PRIx64 "-%#" PRIx64 ", prot %d, offset %#" PRIx64 ": error %d",
-                mapping->iova.first, mapping->iova.last, mapping->prot, mapping->offset, -ret);
-    }
     return ret;
 }
 
@@ -234,7 +234,8 @@ static int count_whole(struct dma_space *space, struct range range)
         found = entry_range(entry);
         if (!range_contains(range, found)) {
             log_err(space->dma->log,
-                    "DMA unmap: %#" PRIx64 "-%#" PRIx64 " cuts region %#" PRIx64 "-%#" PRIx64,
+                    "DMA_UNMAP [%#" PRIx64 ", %#" PRIx64 "]: cuts the mapping [%#" PRIx64
+                    ", %#" PRIx64 "]: refused",
                     range.first, range.last, found.first, found.last);
             return -ENOENT;
         }
@@ -254,6 +255,9 @@ static int prepare_unmap(struct dma_space *space, struct range range, bool all,
     dma_lock(space->dma);
     count = count_whole(space, range);
     if (count == 0 && !all) {
+        log_err(space->dma->log,
+                "DMA_UNMAP [%#" PRIx64 ", %#" PRIx64 "]: nothing is mapped there: refused",
+                range.first, range.last);
         count = -ENOENT;
     }
     if (count >= 0) {

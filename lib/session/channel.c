@@ -332,12 +332,14 @@ void channel_take(struct session *s, struct channel *ch, const struct vfio_user_
     stream_consume(&ch->stream, hdr->msg_size, fds, &req->nr_fds, &req->fds_lost);
 }
 
-static int reply_error(const struct vfio_user_header *hdr)
+static int reply_error(struct session *s, const struct vfio_user_header *hdr)
 {
     if (!(hdr->flags & VFIO_USER_F_ERROR)) {
         return 0;
     }
     if (hdr->error_no == 0 || hdr->error_no > WIRE_MAX_ERRNO) {
+        log_err(s->log, "reply to %s id %u: an error whose number is %u: dropped",
+                command_name(hdr->cmd), hdr->msg_id, hdr->error_no);
         return -EPROTO;
     }
     return -(int)hdr->error_no;
@@ -392,8 +394,9 @@ void channel_route_reply(struct session *s, struct channel *ch,
     } else if (txn == NULL) {
         refuse_reply(s, ch, hdr);
     } else {
-        err = reply_error(hdr);
-        if (hdr->cmd != txn->cmd) {
+        if (hdr->cmd == txn->cmd) {
+            err = reply_error(s, hdr);
+        } else {
             log_err(s->log, "reply id %u is for %s, the command was %s", hdr->msg_id,
                     command_name(hdr->cmd), command_name(txn->cmd));
             err = -EPROTO;

@@ -97,6 +97,11 @@ void request_finish(struct request *req, int err)
     };
     size_t nr_iov = 1;
 
+    /* Other errors are logged where they are found; this one may come from anywhere. */
+    if (err == -ENOMEM) {
+        log_err(req->session->log, "%s id %u: out of memory: refused",
+                command_name(req->hdr.cmd), req->hdr.msg_id);
+    }
     if (err < 0) {
         hdr.flags |= VFIO_USER_F_ERROR;
         hdr.error_no = (uint32_t)-err;

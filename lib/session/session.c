@@ -490,8 +490,11 @@ int session_run(struct session *s, enum session_run_mode mode)
     /* Answered, which is what this call has done. Only a socket makes the loop come again. */
     refused = r == -EPROTO && s->main.stream.is_socket;
     if (r < 0 && r != -EBUSY && r != -EINTR && r != -ENOTCONN) {
-        log_info(s->log, "connection ended: %s",
-                 r == -ENOMSG ? "closed by the client" : strerror(-r));
+        /* EPROTO: the line about the message says so. */
+        if (r != -EPROTO) {
+            log_info(s->log, "connection ended: %s",
+                     r == -ENOMSG ? "closed by the client" : strerror(-r));
+        }
         session_break(s, r);
         r = -ENOTCONN;
     }
