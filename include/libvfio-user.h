@@ -700,12 +700,6 @@ typedef struct {
 /*
  * Lets the device be migrated. The migration state begins as running.
  *
- * The stream is the device's own data, as the callbacks produce and take it. What the library keeps
- * for the device is not in it: the client saves and restores configuration space (the ATS, PRI and
- * PASID registers included), the MSI-X table, and interrupts with their masks, by region accesses
- * and SET_IRQS in the states STOP or RUNNING. Bits of the pending bit array are read-only, so a
- * device raises what was pending again when it resumes.
- *
  * @callbacks: copied; all three functions are needed.
  *
  * Returns 0, or -1 with errno:

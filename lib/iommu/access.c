@@ -131,19 +131,16 @@ static int build_piece(struct access *a, struct dma_space *space, uint64_t addr,
     return BUILD_MISSING;
 }
 
-static int build_sgl(struct access *a)
+static int build_sgl(struct access *a, struct dma_space *space)
 {
     vfu_dma_request_t *req = a->req;
     uint64_t addr = req->addr, last = req->addr + (req->len - 1);
-    unsigned int ticket = dma_spaces_enter(a->ctx->dma);
-    struct dma_space *space = iommu_space(a->ctx, req->pasid, req->attrs, true);
-    int r = space == NULL ? -ENOMEM : BUILT;
+    int r;
 
     req->nr_sgs = 0;
-    while (r == BUILT && (req->nr_sgs == 0 || addr - 1 != last)) {
+    do {
         r = build_piece(a, space, addr, last, &addr);
-    }
-    dma_spaces_leave(a->ctx->dma, ticket);
+    } while (r == BUILT && addr - 1 != last);
     return r;
 }
 
@@ -307,7 +304,7 @@ static bool give_up(struct access *a)
 }
 
 /* What is not there is asked for. 0: the access waits. */
-static int ask(struct access *a)
+static int ask(struct access *a, struct dma_space *space)
 {
     struct iommu *iommu = a->ctx->iommu;
 
@@ -323,21 +320,22 @@ static int ask(struct access *a)
     if (give_up(a)) {
         return -EAGAIN;
     }
-    return translate_for(a);
+    return translate_for(a, space);
 }
 
 /* Runs an access until it is done, or waits for the client. */
 static void step(struct access *a)
 {
     struct vfu_ctx *ctx = a->ctx;
-    int r = 0;
+    struct dma_space *space = iommu_space(ctx, a->req->pasid, a->req->attrs, true);
+    int r = space == NULL ? -ENOMEM : 0;
 
     access_set_state(a, ACCESS_RUNNING);
     while (r >= 0) {
         r = access_allowed(ctx, a->req->pasid, a->req->attrs);
-        r = r < 0 ? r : build_sgl(a);
+        r = r < 0 ? r : build_sgl(a, space);
         if (r == BUILD_MISSING) {
-            r = ask(a);
+            r = ask(a, space);
             if (r == 0) {
                 return;
             }
@@ -476,20 +474,6 @@ static int begin(struct vfu_ctx *ctx, vfu_dma_request_t *req)
     return 0;
 }
 
-/* Finds the entry that holds the whole access. */
-static bool find_at_once(struct access *a, struct dma_hit *hit)
-{
-    const vfu_dma_request_t *req = a->req;
-    struct dma *dma = a->ctx->dma;
-    unsigned int ticket = dma_spaces_enter(dma);
-    struct dma_space *space = iommu_space(a->ctx, req->pasid, req->attrs, false);
-    bool found = space != NULL && dma_lookup(space, req->addr, hit) == 0 &&
-                 hit->iova.last - req->addr >= req->len - 1;
-
-    dma_spaces_leave(dma, ticket);
-    return found;
-}
-
 /*
  * What most accesses are: within one entry that is there and allows it. No lock, and nothing
  * written that another thread writes.
@@ -498,12 +482,13 @@ static bool resolve_at_once(struct access *a)
 {
     struct vfu_ctx *ctx = a->ctx;
     vfu_dma_request_t *req = a->req;
+    struct dma_space *space = iommu_space(ctx, req->pasid, req->attrs, false);
     int prot = wanted_prot(req);
     struct iovec iov;
     struct dma_hit hit;
 
-    if (req->revoked != NULL || access_allowed(ctx, req->pasid, req->attrs) < 0 ||
-        !find_at_once(a, &hit) ||
+    if (space == NULL || req->revoked != NULL || access_allowed(ctx, req->pasid, req->attrs) < 0 ||
+        dma_lookup(space, req->addr, &hit) < 0 || hit.iova.last - req->addr < req->len - 1 ||
         ((hit.cached ? prot : prot & PROT_WRITE) & ~hit.prot) != 0) {
         return false;
     }

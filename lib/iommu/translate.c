@@ -74,14 +74,12 @@ void atc_drop(struct vfu_ctx *ctx, uint32_t pasid, bool all, struct range range,
 {
     struct drop_args args = { .range = range, .drain = drain };
     struct dma_space *space;
-    unsigned int ticket;
 
     if (all) {
         forget_globals(ctx->iommu, range);
         dma_for_each_space(ctx->dma, drop_space, &args);
         return;
     }
-    ticket = dma_spaces_enter(ctx->dma);
     for (int privileged = 0; privileged < 2; privileged++) {
         space = iommu_space(ctx, pasid, privileged ? VFU_PASID_PRIV : 0, false);
         if (space != NULL) {
@@ -91,7 +89,6 @@ void atc_drop(struct vfu_ctx *ctx, uint32_t pasid, bool all, struct range range,
             break;
         }
     }
-    dma_spaces_leave(ctx->dma, ticket);
 }
 
 static void remember_global(struct iommu *iommu, const struct vfio_user_ats_entry *e,
@@ -257,8 +254,7 @@ static bool overtaken(const struct translation *t, struct range range)
 }
 
 /* A region of the space in the way: what is cached is the smallest unit that somebody wants. */
-static void insert_units(struct translation *t, struct dma_space *space,
-                         const struct dma_translation *whole)
+static void insert_units(struct translation *t, const struct dma_translation *whole)
 {
     uint64_t mask = access_page_mask(t->ctx->iommu);
     struct access *a;
@@ -270,13 +266,13 @@ static void insert_units(struct translation *t, struct dma_space *space,
         unit.iova.last = a->missing | mask;
         if (range_contains(whole->iova, unit.iova)) {
             unit.translated = whole->translated + (unit.iova.first - whole->iova.first);
-            insert(t->ctx, space, &unit);
+            insert(t->ctx, t->space, &unit);
         }
     }
 }
 
-/* iommu.lock is held. */
-static void fill_space(struct translation *t, struct dma_space *space, uint32_t nr)
+/* Lock held. */
+static void fill_cache(struct translation *t, uint32_t nr)
 {
     struct iommu *iommu = t->ctx->iommu;
 
@@ -296,26 +292,13 @@ static void fill_space(struct translation *t, struct dma_space *space, uint32_t 
             count(&iommu->counters.discarded, 1);
             continue;
         }
-        if (insert(t->ctx, space, &translation) == -EEXIST) {
-            insert_units(t, space, &translation);
+        if (insert(t->ctx, t->space, &translation) == -EEXIST) {
+            insert_units(t, &translation);
         }
         if (translation.tags & TAG_GLOBAL) {
             remember_global(iommu, e, (t->attrs & VFU_PASID_PRIV) != 0);
         }
     }
-}
-
-/* iommu.lock is held. */
-static void fill_cache(struct translation *t, uint32_t nr)
-{
-    struct dma *dma = t->ctx->dma;
-    unsigned int ticket = dma_spaces_enter(dma);
-    struct dma_space *space = nr > 0 ? iommu_space(t->ctx, t->pasid, t->attrs, true) : NULL;
-
-    if (space != NULL) {
-        fill_space(t, space, nr);
-    }
-    dma_spaces_leave(dma, ticket);
 }
 
 static const struct vfio_user_ats_entry *find_entry(const struct translation *t, uint32_t nr,
@@ -476,8 +459,9 @@ static struct range asked_range(const struct vfu_ctx *ctx, uint64_t addr, uint64
     return range;
 }
 
-static struct translation *new_translation(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
-                                           struct range asked, bool write)
+static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space *space,
+                                           uint32_t pasid, uint32_t attrs, struct range asked,
+                                           bool write)
 {
     uint32_t most = max_entries(ctx);
     struct translation *t = calloc(1, sizeof(*t) + most * sizeof(t->reply.entries[0]));
@@ -488,6 +472,7 @@ static struct translation *new_translation(struct vfu_ctx *ctx, uint32_t pasid, 
     }
     t->ctx = ctx;
     t->max_entries = most;
+    t->space = space;
     t->pasid = pasid;
     t->attrs = attrs;
     t->asked = asked;
@@ -516,13 +501,14 @@ static struct translation *new_translation(struct vfu_ctx *ctx, uint32_t pasid, 
 }
 
 /* One under way that will answer this too. Lock held. */
-static struct translation *find_pending(struct iommu *iommu, const struct access *a)
+static struct translation *find_pending(struct iommu *iommu, const struct access *a,
+                                        const struct dma_space *space)
 {
     bool write = (a->req->prot & PROT_WRITE) != 0;
     struct translation *t;
 
     TAILQ_FOREACH (t, &iommu->translations, link) {
-        if (t->pasid == a->req->pasid && !t->cancelled && t->attrs == a->req->attrs &&
+        if (t->space == space && !t->cancelled && t->attrs == a->req->attrs &&
             (t->write || !write) && t->asked.first <= a->missing && a->missing <= t->asked.last &&
             !overtaken(t, (struct range){ a->missing, a->missing })) {
             return t;
@@ -538,22 +524,11 @@ static void wait_for(struct access *a, struct translation *t)
     TAILQ_INSERT_TAIL(&t->waiters, a, link);
 }
 
-/* It has come meanwhile, or holds in every PASID. iommu.lock is held. */
-static bool present_now(struct access *a)
+static bool present_now(const struct access *a, struct dma_space *space)
 {
-    const vfu_dma_request_t *req = a->req;
-    struct dma *dma = a->ctx->dma;
-    unsigned int ticket = dma_spaces_enter(dma);
-    struct dma_space *space = iommu_space(a->ctx, req->pasid, req->attrs, true);
     struct dma_hit hit;
-    bool present = false;
 
-    if (space != NULL) {
-        present = (dma_lookup(space, a->missing, &hit) == 0 && (req->prot & ~hit.prot) == 0) ||
-                  insert_global(a, space) == 1;
-    }
-    dma_spaces_leave(dma, ticket);
-    return present;
+    return dma_lookup(space, a->missing, &hit) == 0 && (a->req->prot & ~hit.prot) == 0;
 }
 
 static void start(struct translation *t)
@@ -568,12 +543,12 @@ static void start(struct translation *t)
     }
 }
 
-int translate_for(struct access *a)
+int translate_for(struct access *a, struct dma_space *space)
 {
     struct iommu *iommu = a->ctx->iommu;
     const vfu_dma_request_t *req = a->req;
     struct range asked = asked_range(a->ctx, a->missing, req->addr + (req->len - 1));
-    struct translation *fresh = new_translation(a->ctx, req->pasid, req->attrs, asked,
+    struct translation *fresh = new_translation(a->ctx, space, req->pasid, req->attrs, asked,
                                                 (req->prot & PROT_WRITE) != 0);
     struct translation *t;
     int r = 0;
@@ -582,11 +557,11 @@ int translate_for(struct access *a)
         return -ENOMEM;
     }
     pthread_mutex_lock(&iommu->lock);
-    t = find_pending(iommu, a);
+    t = find_pending(iommu, a, space);
     if (t != NULL) {
         wait_for(a, t);
         count(&iommu->counters.joined, 1);
-    } else if (present_now(a)) {
+    } else if (present_now(a, space) || insert_global(a, space) == 1) {
         r = 1;
     } else if (iommu->nr_translations >= MAX_TRANSLATIONS) {
         r = -EAGAIN;
@@ -609,8 +584,12 @@ int translate_one(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs, uint64_t 
                   vfu_translate_cb_t *cb, void *pvt)
 {
     struct iommu *iommu = ctx->iommu;
-    struct translation *t = new_translation(ctx, pasid, attrs, asked_range(ctx, addr, addr), write);
+    struct dma_space *space = iommu_space(ctx, pasid, attrs, true);
+    struct translation *t = NULL;
 
+    if (space != NULL) {
+        t = new_translation(ctx, space, pasid, attrs, asked_range(ctx, addr, addr), write);
+    }
     if (t == NULL) {
         return -ENOMEM;
     }

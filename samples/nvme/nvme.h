@@ -97,7 +97,7 @@ struct nvme {
     struct controller controller;
     struct memory memory;
     struct admin admin;
-    /* What the host is shown: a migration brings that of its source, until its client is lost. */
+    /* Shown to the host, and what the next client is shown: a migration brings that of its source. */
     struct identity identity, own_identity;
     struct namespace namespaces[NVME_MAX_NAMESPACES];
     unsigned nr_namespaces;
