@@ -32,6 +32,21 @@ enum vfu_limit {
     VFU_LIMIT_DIRTY_BITMAPS,
     /* pasid-spaces: address spaces of PASIDs that one client had made. Default 65536. ENOSPC. */
     VFU_LIMIT_PASID_SPACES,
+    /*
+     * queued-output: bytes that wait for the client to read its socket. Default 16 MiB. A client
+     * for which more would wait is disconnected. In force from the next client on.
+     */
+    VFU_LIMIT_QUEUED_OUTPUT,
+    /*
+     * output-time: milliseconds in which a client takes something of what is queued for it, or is
+     * disconnected. Default 10000. In force from the next client on.
+     */
+    VFU_LIMIT_OUTPUT_TIME,
+    /*
+     * version-time: milliseconds that a client has after it has connected until its version message
+     * is whole. Default 10000. The next client is accepted then.
+     */
+    VFU_LIMIT_VERSION_TIME,
     VFU_NR_LIMITS,
 };
 

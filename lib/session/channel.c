@@ -12,9 +12,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* A client that takes not one byte for so long is taken for dead. */
-#define SEND_STALL_MS 10000
-
 /* What may wait for the control thread before nothing more is read; memory counts, not messages. */
 #define MAX_PARKED_BYTES (4u * WIRE_MAX_DATA_XFER)
 #define MAX_PARKED_FDS (2 * STREAM_MAX_FDS)
@@ -33,9 +30,11 @@
 /* A message that comes in more pieces than this goes on in the next turn of the event loop. */
 #define MAX_RECEIVES 4
 
-int channel_init(struct channel *ch, bool commands)
+int channel_init(struct channel *ch, struct session *s, bool commands)
 {
     memset(ch, 0, sizeof(*ch));
+    ch->session = s;
+    output_init(&ch->output);
     ch->commands = commands;
     ch->stream.rx_fd = ch->stream.tx_fd = -1;
     ch->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -109,91 +108,6 @@ void channel_release(struct session *s, struct channel *ch)
 
 /* Sending */
 
-/* Reads while it waits, because the client may itself be stuck in a send until we do. */
-static int wait_writable(struct session *s, struct channel *ch)
-{
-    uint64_t deadline = deadline_after_ms(SEND_STALL_MS);
-    struct pollfd pfd = { .fd = ch->stream.tx_fd, .events = POLLOUT };
-
-    if (ch->stream.is_socket) {
-        pfd.events |= POLLIN;
-    }
-    for (;;) {
-        int n = poll(&pfd, 1, deadline_poll_ms(deadline));
-
-        if (n < 0 && errno != EINTR) {
-            return -errno;
-        }
-        if (n == 0) {
-            log_err(s->log, "client has not read its socket for %u ms: giving it up",
-                    SEND_STALL_MS);
-            return -ETIMEDOUT;
-        }
-        if (n > 0 && (pfd.revents & (POLLERR | POLLHUP | POLLNVAL))) {
-            return -ECONNRESET;
-        }
-        if (n > 0 && (pfd.revents & POLLOUT)) {
-            return 0;
-        }
-        if (n > 0) {
-            int read = 0;
-
-            pthread_mutex_lock(&s->lock);
-            if (!ch->reading) {
-                read = channel_pump(s, ch);
-            }
-            pthread_mutex_unlock(&s->lock);
-            if (read < 0) {
-                return read;
-            }
-            if (read == 0) {
-                pfd.events = POLLOUT;
-            }
-        }
-    }
-}
-
-static size_t skip_sent(struct iovec *iov, size_t *nr_iov, size_t sent)
-{
-    size_t skip = 0;
-
-    while (skip < *nr_iov && sent >= iov[skip].iov_len) {
-        sent -= iov[skip++].iov_len;
-    }
-    if (skip < *nr_iov) {
-        iov[skip].iov_base = (char *)iov[skip].iov_base + sent;
-        iov[skip].iov_len -= sent;
-    }
-    *nr_iov -= skip;
-    return skip;
-}
-
-static int send_whole(struct session *s, struct channel *ch, struct iovec *iov, size_t nr_iov,
-                      const int *fds, size_t nr_fds)
-{
-    while (nr_iov > 0) {
-        ssize_t n = stream_send(&ch->stream, iov, nr_iov, fds, nr_fds);
-
-        if (n == -EINTR) {
-            continue;
-        }
-        if (n == -EAGAIN) {
-            int err = wait_writable(s, ch);
-
-            if (err < 0) {
-                return err;
-            }
-            continue;
-        }
-        if (n < 0) {
-            return (int)n;
-        }
-        iov += skip_sent(iov, &nr_iov, (size_t)n);
-        nr_fds = 0;
-    }
-    return 0;
-}
-
 int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const struct iovec *iov,
                  size_t nr_iov, const int *fds, size_t nr_fds)
 {
@@ -209,7 +123,7 @@ int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const st
         pthread_mutex_unlock(&ch->tx_lock);
         return -ENOTCONN;
     }
-    err = send_whole(s, ch, left, nr_iov, fds, nr_fds);
+    err = output_send(s, ch, left, nr_iov, fds, nr_fds);
     pthread_mutex_unlock(&ch->tx_lock);
     if (err < 0) {
         log_info(s->log, "cannot send to the client: %s", strerror(-err));
@@ -254,8 +168,8 @@ ssize_t channel_receive(struct channel *ch, bool wait)
     return got;
 }
 
-/* Answers a message that is none with EINVAL, if the socket takes the answer at once. */
-static void refuse(struct channel *ch, const struct vfio_user_header *hdr)
+/* Answers a message that is none with EINVAL. */
+static void refuse(struct session *s, struct channel *ch, const struct vfio_user_header *hdr)
 {
     struct vfio_user_header reply = {
         .msg_id = hdr->msg_id,
@@ -266,10 +180,8 @@ static void refuse(struct channel *ch, const struct vfio_user_header *hdr)
     };
     struct iovec iov = { .iov_base = &reply, .iov_len = sizeof(reply) };
 
-    /* Without waiting: this very thread may be in the middle of a send, and reads meanwhile. */
-    if (!(hdr->flags & VFIO_USER_F_NO_REPLY) && pthread_mutex_trylock(&ch->tx_lock) == 0) {
-        stream_send(&ch->stream, &iov, 1, NULL, 0);
-        pthread_mutex_unlock(&ch->tx_lock);
+    if (!(hdr->flags & VFIO_USER_F_NO_REPLY)) {
+        channel_send(s, ch, ch->epoch, &iov, 1, NULL, 0);
     }
 }
 
@@ -292,7 +204,7 @@ static void refuse_reply(struct session *s, struct channel *ch, const struct vfi
     if (!ch->refused) {
         log_err(s->log, "reply to %s id %u: no command waits for it: refused with EINVAL",
                 command_name(hdr->cmd), hdr->msg_id);
-        refuse(ch, hdr);
+        refuse(s, ch, hdr);
         ch->refused = true;
     }
 }
@@ -309,7 +221,7 @@ int channel_next(struct session *s, struct channel *ch, struct vfio_user_header 
         log_err(s->log, "%s id %u: message size %u is not between %zu and %zu: refused with "
                 "EINVAL, connection closed", command_name(hdr->cmd), hdr->msg_id, hdr->msg_size,
                 sizeof(*hdr), (size_t)WIRE_MAX_MESSAGE);
-        refuse(ch, hdr);
+        refuse(s, ch, hdr);
         return -EPROTO;
     }
     /* As soon as the header is there: what it announces may never come. */
@@ -420,6 +332,11 @@ void channel_route_reply(struct session *s, struct channel *ch,
     }
 }
 
+bool channel_parking_full(const struct session *s)
+{
+    return s->parked_bytes >= MAX_PARKED_BYTES || s->parked_fds >= MAX_PARKED_FDS;
+}
+
 /* Whether no more commands may be taken off this channel. Lock not held. */
 static bool parking_full(struct session *s, const struct channel *ch)
 {
@@ -429,7 +346,7 @@ static bool parking_full(struct session *s, const struct channel *ch)
         return false;
     }
     pthread_mutex_lock(&s->lock);
-    full = s->parked_bytes >= MAX_PARKED_BYTES || s->parked_fds >= MAX_PARKED_FDS;
+    full = channel_parking_full(s);
     pthread_mutex_unlock(&s->lock);
     return full;
 }

@@ -4,13 +4,14 @@
 
 #include "session/session.h"
 
-int channel_init(struct channel *ch, bool commands);
+int channel_init(struct channel *ch, struct session *s, bool commands);
 void channel_destroy(struct channel *ch);
 void channel_open(struct session *s, struct channel *ch, struct stream *stream);
 
 /*
- * Sends one message whole, if the channel is still that of epoch. Any thread, no lock held.
- * Breaks the session when it cannot.
+ * Sends one message, if the channel is still that of epoch; what the socket does not take is queued,
+ * so the call does not wait for the client. Any thread, no lock held. Breaks the session when it
+ * cannot.
  */
 int channel_send(struct session *s, struct channel *ch, uint64_t epoch, const struct iovec *iov,
                  size_t nr_iov, const int *fds, size_t nr_fds);
@@ -37,6 +38,9 @@ ssize_t channel_receive(struct channel *ch, bool wait);
  * -EPROTO if the size in its header is impossible: the client has been told.
  */
 int channel_next(struct session *s, struct channel *ch, struct vfio_user_header *hdr);
+
+/* Whether no more commands may park. Lock held. */
+bool channel_parking_full(const struct session *s);
 
 /* Is a whole message received and not yet taken? Lock held, and nobody has the role. */
 bool channel_holds_message(const struct channel *ch);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 int session_init(struct session *s, const struct session_ops *ops, void *owner,
@@ -25,16 +26,19 @@ int session_init(struct session *s, const struct session_ops *ops, void *owner,
     TAILQ_INIT(&s->waits);
     s->next_report = DEADLINE_NEVER;
     txn_table_init(&s->txns);
+    s->output_limits = (struct output_limits){ .bytes = SIZE_MAX, .time_ms = OUTPUT_TIME_MS };
+    s->timer_fd = -1;
+    s->alarm = DEADLINE_NEVER;
     s->control = pthread_self();
     s->control_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->control_wake == -1) {
         return -errno;
     }
-    err = channel_init(&s->main, true);
+    err = channel_init(&s->main, s, true);
     if (err < 0) {
         goto close_wake;
     }
-    err = channel_init(&s->twin, false);
+    err = channel_init(&s->twin, s, false);
     if (err < 0) {
         goto destroy_main;
     }
@@ -82,6 +86,7 @@ void session_open(struct session *s, struct stream *stream, struct stream *twin,
 
 static void close_channel(struct session *s, struct channel *ch)
 {
+    output_stop(ch);
     pthread_mutex_lock(&ch->tx_lock);
     pthread_mutex_lock(&s->lock);
     if (ch->open) {
@@ -179,6 +184,51 @@ void session_wake_control(struct session *s)
     if (s->sleeping && write(s->control_wake, &one, sizeof(one)) < 0) {
         log_warn(s->log, "cannot wake the control thread: %s", strerror(errno));
     }
+}
+
+void session_arm(struct session *s, uint64_t deadline)
+{
+    struct itimerspec when = { .it_value = { 0 } };
+
+    if (deadline != DEADLINE_NEVER) {
+        when.it_value.tv_sec = (time_t)(deadline / 1000000000u);
+        when.it_value.tv_nsec = (long)(deadline % 1000000000u);
+    }
+    s->alarm = deadline;
+    if (s->timer_fd != -1 && timerfd_settime(s->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) != 0) {
+        log_warn(s->log, "cannot set the timer of the event loop: %s", strerror(errno));
+    }
+}
+
+void session_set_timer(struct session *s, int fd)
+{
+    pthread_mutex_lock(&s->lock);
+    s->timer_fd = fd;
+    s->alarm = DEADLINE_NEVER;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void session_set_alarm(struct session *s, uint64_t deadline)
+{
+    uint64_t own;
+
+    pthread_mutex_lock(&s->lock);
+    own = session_deadline(s);
+    deadline = own < deadline ? own : deadline;
+    if (deadline != s->alarm) {
+        session_arm(s, deadline);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+bool session_takes_input(struct session *s)
+{
+    bool takes;
+
+    pthread_mutex_lock(&s->lock);
+    takes = s->broken == 0 && !channel_parking_full(s);
+    pthread_mutex_unlock(&s->lock);
+    return takes;
 }
 
 /*
@@ -375,6 +425,18 @@ static int receive(struct session *s, bool wait)
     return n > 0 ? 1 : n == -EAGAIN ? 0 : (int)n;
 }
 
+/* The same, but nothing as long as the client does not read what is queued for it. */
+static int receive_unless_full(struct session *s, bool wait)
+{
+    if (!output_is_full(&s->main.output)) {
+        return receive(s, wait);
+    }
+    pthread_mutex_unlock(&s->lock);
+    output_pause(&s->main);
+    pthread_mutex_lock(&s->lock);
+    return 0;
+}
+
 enum step {
     STEP_NOTHING, /* nothing is there */
     STEP_ROUTED, /* something was, but no command that came as far as dispatch */
@@ -451,7 +513,7 @@ static int run_socket(struct session *s, enum session_run_mode mode, bool worked
         return r;
     }
     if (r == 0 && mode != RUN_BUFFERED && !(mode == RUN_ONCE && worked)) {
-        r = receive(s, mode == RUN_WAIT);
+        r = receive_unless_full(s, mode == RUN_WAIT);
         if (r == 0 && mode == RUN_WAIT) {
             r = STEP_ROUTED;
         }

@@ -2,6 +2,7 @@
 #ifndef VFU_SESSION_SESSION_H
 #define VFU_SESSION_SESSION_H
 
+#include "session/output.h"
 #include "session/request.h"
 #include "session/txn.h"
 #include "session/wait.h"
@@ -19,7 +20,8 @@
  * Threads. The control thread calls session_run(); any thread may start, wait for and cancel
  * transactions and finish requests. Three locks, in the order in which they may be nested:
  *
- *   channel.tx_lock   one message at a time leaves; held across the send system call
+ *   channel.tx_lock   one message at a time leaves; held across the send system call, which does
+ *                     not wait for the client; and what is queued for it (output.h)
  *   session.lock      transactions, parked requests, who reads; never held across a system call
  *                     that may wait, never while a callback runs
  *
@@ -37,8 +39,10 @@
  */
 
 struct channel {
+    struct session *session;
     struct stream stream;
     pthread_mutex_t tx_lock;
+    struct output output;
     bool open;
     uint64_t epoch; /* which connection it is; a reply goes to its own or nowhere */
     bool reading; /* somebody owns the receive side */
@@ -68,6 +72,7 @@ struct session {
     void *owner;
     const struct logger *log;
     struct wire_features features;
+    struct output_limits output_limits;
     uint32_t max_transfer; /* of data in one message, as the client takes it */
 
     struct channel main;
@@ -81,6 +86,8 @@ struct session {
     pthread_t control; /* who called it last */
     bool sleeping; /* the control thread waits in poll(); control_wake ends that */
     int control_wake;
+    int timer_fd; /* of the program's event loop, or -1 */
+    uint64_t alarm; /* what it is set to, or DEADLINE_NEVER */
     bool held; /* the device quiesces: commands park, replies go on */
     int broken; /* negative errno once the connection is unusable */
 
@@ -150,11 +157,21 @@ struct request *session_next_parked(struct session *s, struct request *req);
 bool session_is_control(struct session *s);
 
 /*
- * How long poll() may wait for input: until the first deadline of an asynchronous transaction, or
- * until the log has something to say, which what is due already is here. -1 for ever. Control
- * thread.
+ * The first deadline of an asynchronous transaction, or the time at which the log has something to
+ * say; what it has to say by now is said here. DEADLINE_NEVER: none. Control thread.
  */
-int session_timeout_ms(struct session *s);
+uint64_t session_next_deadline(struct session *s);
+
+/*
+ * The timer of the program's event loop, or -1: a timerfd that a deadline makes readable. Each
+ * thread that brings a deadline forward sets it; the control thread sets it anew with its own
+ * deadline when it leaves.
+ */
+void session_set_timer(struct session *s, int fd);
+void session_set_alarm(struct session *s, uint64_t deadline);
+
+/* While held: whether what the client sends can still be received. */
+bool session_takes_input(struct session *s);
 
 /* Any thread. */
 uint32_t session_max_transfer(struct session *s);
@@ -171,6 +188,8 @@ uint64_t session_deadline(const struct session *s);
 void session_break(struct session *s, int err);
 /* Accounts for a request that parks (n is 1) or no longer does (-1). Lock held. */
 void session_count_parked(struct session *s, const struct request *req, int n);
+/* Sets the timer, if there is one. Lock held. */
+void session_arm(struct session *s, uint64_t deadline);
 /* Ends the control thread's sleep. Lock held. */
 void session_wake_control(struct session *s);
 /* Is this the control thread? Lock held. */

@@ -239,6 +239,9 @@ static void sent(struct session *s, struct txn *txn)
     if (txn->done != NULL && txn->deadline < s->txns.next_deadline) {
         s->txns.next_deadline = txn->deadline;
         session_wake_control(s);
+        if (txn->deadline < s->alarm) {
+            session_arm(s, txn->deadline);
+        }
     }
     if (txn->state == TXN_ANSWERED) {
         txn_end(s, txn, txn->error);
@@ -538,7 +541,7 @@ uint64_t session_deadline(const struct session *s)
     return earlier(s->txns.next_deadline, earlier(s->next_report, log_limit_deadline(s->log)));
 }
 
-int session_timeout_ms(struct session *s)
+uint64_t session_next_deadline(struct session *s)
 {
     uint64_t deadline;
 
@@ -547,5 +550,5 @@ int session_timeout_ms(struct session *s)
     wait_report(s);
     deadline = session_deadline(s);
     pthread_mutex_unlock(&s->lock);
-    return deadline_poll_ms(deadline);
+    return deadline;
 }

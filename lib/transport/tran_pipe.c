@@ -44,6 +44,11 @@ static int pipe_accept(struct transport *t, struct stream *s, size_t max_message
     return stream_open(s, in, out, false, max_message);
 }
 
+static void pipe_turn_away(struct transport *t)
+{
+    (void)t;
+}
+
 static void pipe_close(struct transport *t)
 {
     (void)t;
@@ -53,5 +58,6 @@ const struct transport_ops transport_pipe = {
     .listen = pipe_listen,
     .poll_fd = pipe_poll_fd,
     .accept = pipe_accept,
+    .turn_away = pipe_turn_away,
     .close = pipe_close,
 };

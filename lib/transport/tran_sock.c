@@ -4,6 +4,8 @@
 #include "util/log.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -22,7 +24,7 @@ static int sock_listen(struct transport *t, const char *path, bool nonblocking,
     int type = SOCK_STREAM | SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0);
     int err;
 
-    t->listen_fd = -1;
+    t->listen_fd = t->spare_fd = -1;
     t->path = NULL;
     if (path[0] == '\0') {
         return 0;
@@ -56,6 +58,7 @@ static int sock_listen(struct transport *t, const char *path, bool nonblocking,
         log_err(log, "cannot listen at %s: %s", path, strerror(err));
         goto unlink_path;
     }
+    t->spare_fd = fcntl(t->listen_fd, F_DUPFD_CLOEXEC, 0);
     return 0;
 
 unlink_path:
@@ -87,6 +90,22 @@ static int sock_accept(struct transport *t, struct stream *s, size_t max_message
     return stream_open(s, fd, fd, true, max_message);
 }
 
+static void sock_turn_away(struct transport *t)
+{
+    struct pollfd pfd = { .fd = t->listen_fd, .events = POLLIN };
+    int fd;
+
+    if (t->spare_fd == -1 || poll(&pfd, 1, 0) <= 0) {
+        return;
+    }
+    close(t->spare_fd);
+    fd = accept4(t->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd != -1) {
+        close(fd);
+    }
+    t->spare_fd = fcntl(t->listen_fd, F_DUPFD_CLOEXEC, 0);
+}
+
 /*
  * Whether the file at the path is still the socket that listen() made. Another server may have
  * removed it and put its own there.
@@ -111,11 +130,16 @@ static void sock_close(struct transport *t)
         close(t->listen_fd);
         t->listen_fd = -1;
     }
+    if (t->spare_fd != -1) {
+        close(t->spare_fd);
+        t->spare_fd = -1;
+    }
 }
 
 const struct transport_ops transport_sock = {
     .listen = sock_listen,
     .poll_fd = sock_poll_fd,
     .accept = sock_accept,
+    .turn_away = sock_turn_away,
     .close = sock_close,
 };

@@ -19,6 +19,8 @@ struct transport_ops {
     /* Accepts one client and opens its stream. -EAGAIN when nobody is there, -EINVAL when no client
      * can come. */
     int (*accept)(struct transport *t, struct stream *s, size_t max_message);
+    /* Accepts a client and closes the connection at once: for want of a descriptor to serve it. */
+    void (*turn_away)(struct transport *t);
     /* Stops listening and removes what listen() made. */
     void (*close)(struct transport *t);
 };
@@ -26,6 +28,7 @@ struct transport_ops {
 struct transport {
     const struct transport_ops *ops;
     int listen_fd; /* -1: none */
+    int spare_fd; /* a duplicate, whose place turn_away() takes; -1: none */
     char *path;
     dev_t device; /* with inode: the socket file that listen() made */
     ino_t inode;

@@ -21,6 +21,9 @@ static const struct rule {
     [VFU_LIMIT_IO_FILES] = { "io-files", "descriptors", 64, ENOSPC },
     [VFU_LIMIT_DIRTY_BITMAPS] = { "dirty-bitmaps", "bytes", GIB, ENOSPC },
     [VFU_LIMIT_PASID_SPACES] = { "pasid-spaces", "address spaces", 65536, ENOSPC },
+    [VFU_LIMIT_QUEUED_OUTPUT] = { "queued-output", "bytes", 16u << 20, ENOBUFS },
+    [VFU_LIMIT_OUTPUT_TIME] = { "output-time", "milliseconds", 10000, ETIMEDOUT },
+    [VFU_LIMIT_VERSION_TIME] = { "version-time", "milliseconds", 10000, ETIMEDOUT },
 };
 
 void limits_init(struct limits *limits)
