@@ -17,6 +17,7 @@
 #ifndef LIB_VFIO_USER_IOMMU_H
 #define LIB_VFIO_USER_IOMMU_H
 
+#include "libvfio-user-events.h"
 #include "libvfio-user.h"
 
 #ifdef __cplusplus
@@ -278,12 +279,6 @@ typedef struct vfu_iommu_stats {
 } vfu_iommu_stats_t;
 
 void vfu_iommu_get_stats(vfu_ctx_t *vfu_ctx, vfu_iommu_stats_t *stats);
-
-/*
- * Milliseconds until the library has something to do on its own (a deadline), for the timeout of
- * an event loop around LIBVFIO_USER_FLAG_ATTACH_NB: -1 for nothing. Control thread.
- */
-int vfu_next_timeout(vfu_ctx_t *vfu_ctx);
 
 #ifdef __cplusplus
 }

@@ -122,18 +122,21 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
 
 /*
  * Accepts a client and negotiates the version with it. After a failure the next client can be
- * accepted by another call. With LIBVFIO_USER_FLAG_ATTACH_NB the call waits a moment for the
- * version message of a client that has just connected; when it does not come, vfu_get_poll_fd()
- * is that client's socket until it does, or until the client is turned away.
+ * accepted by another call. With LIBVFIO_USER_FLAG_ATTACH_NB the call does not wait, except for a
+ * millisecond when it accepts a client whose version message is on its way; when that does not come,
+ * vfu_get_poll_fd() is that client's socket until it does, or until the client is turned away.
  *
  * Returns 0, or -1 with errno:
- * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting, or has not spoken;
- *   one that does not within ten seconds is turned away.
- * ETIMEDOUT: the same without that flag. EINTR: a signal.
+ * EAGAIN or EWOULDBLOCK: with LIBVFIO_USER_FLAG_ATTACH_NB, nobody is connecting, or has not spoken.
+ *   A client that has not within ten seconds (the limit version-time, libvfio-user-limits.h) is
+ *   turned away for the next one; vfu_next_timeout() and vfu_get_event_fd() know of that deadline.
+ * EINTR: a signal.
  * EINVAL: a client is attached already, or this one's version message was refused, or the context
  *   has no path.
  * ECONNRESET, ENOMSG: the client went away. EFAULT: it sent descriptors with the version message.
- * EMFILE, ENOMEM, and others of accept(2). EDEADLK: inside a callback.
+ * EMFILE, ENOMEM, and others of accept(2). A call that follows such a failure within 0.1 s and fails
+ *   again turns the client away, unless vfu_get_event_fd() is in use, which waits as long.
+ * EDEADLK: inside a callback.
  *
  * Control thread. vfio-user protocol, VERSION.
  */

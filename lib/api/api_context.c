@@ -8,6 +8,7 @@
 #include "device/migration.h"
 #include "device/pci.h"
 #include "iommu/iommu.h"
+#include "libvfio-user-events.h"
 #include "util/sigbus.h"
 
 #include <stdlib.h>
@@ -48,6 +49,7 @@ static int set_up(struct vfu_ctx *ctx, const char *path)
     if (err < 0) {
         goto destroy_session;
     }
+    events_init(&ctx->events);
     regions_init(ctx);
     irqs_init(&ctx->irqs, &ctx->log);
     dma_transfers_init(&ctx->transfers);
@@ -107,6 +109,7 @@ static int enter(struct vfu_ctx *ctx, const char *function)
 static int leave(struct vfu_ctx *ctx, int result)
 {
     ctx->entered--;
+    events_update(ctx);
     return api_result(result);
 }
 
@@ -124,6 +127,7 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     }
     /* What is pending ends here, by callbacks; then what waits for references that nobody puts. */
     session_close(&vfu_ctx->session);
+    events_close(vfu_ctx);
     dma_destroy(vfu_ctx->dma);
     dma_transfers_destroy(&vfu_ctx->transfers);
     iommu_destroy(vfu_ctx);
@@ -192,6 +196,16 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx)
     int fd = device_poll_fd(vfu_ctx);
 
     return fd != -1 ? fd : api_result(-EINVAL);
+}
+
+int vfu_get_event_fd(vfu_ctx_t *vfu_ctx)
+{
+    return api_result(events_get_fd(vfu_ctx));
+}
+
+int vfu_next_timeout(vfu_ctx_t *vfu_ctx)
+{
+    return device_next_timeout(vfu_ctx);
 }
 
 int vfu_run_ctx(vfu_ctx_t *vfu_ctx)

@@ -2,11 +2,14 @@
 #ifndef VFU_DEVICE_CONNECT_H
 #define VFU_DEVICE_CONNECT_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 struct vfu_ctx;
 
 /*
- * Accepts a client and agrees with it on the version. 0, -EAGAIN when nobody is there or its
- * VERSION has not arrived yet, -EINVAL when a client is attached already, another negative errno
+ * Accepts a client and agrees with it on the version, or goes on with one that has connected. 0,
+ * -EAGAIN when nobody is there or its VERSION has not arrived yet, -EINVAL when a client is attached already, another negative errno
  * when this one was turned away.
  */
 int device_attach(struct vfu_ctx *ctx);
@@ -16,6 +19,13 @@ int device_run(struct vfu_ctx *ctx);
 
 /* The descriptor to poll for the next thing to do. */
 int device_poll_fd(const struct vfu_ctx *ctx);
+
+/* Whether reading from that descriptor would lead to anything now. */
+bool device_wants_input(struct vfu_ctx *ctx);
+
+/* The next deadline beside those of the session, or DEADLINE_NEVER; and of all, for poll(). */
+uint64_t device_deadline(struct vfu_ctx *ctx);
+int device_next_timeout(struct vfu_ctx *ctx);
 
 /* Turns a client away that has connected and not been attached. */
 void device_drop_newcomer(struct vfu_ctx *ctx);

@@ -3,13 +3,14 @@
 #define VFU_DEVICE_CTX_H
 
 #include "device/dma_cancel.h"
+#include "device/events.h"
 #include "device/irq.h"
 #include "device/msix.h"
+#include "device/pci_config.h"
 #include "device/quiesce.h"
 #include "device/region.h"
 #include "dma/dma.h"
 #include "libvfio-user.h"
-#include "pci/pci.h"
 #include "session/negotiate.h"
 #include "session/session.h"
 #include "transport/transport.h"
@@ -39,6 +40,8 @@ struct vfu_ctx {
     struct stream newcomer; /* connected, its VERSION not yet here */
     bool has_newcomer;
     uint64_t newcomer_deadline;
+    uint64_t accept_again; /* not before, when accept() lacked a descriptor or memory */
+    struct events events;
 
     struct region regions[VFU_PCI_DEV_NUM_REGIONS];
     struct pci_config pci;

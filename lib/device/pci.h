@@ -2,7 +2,7 @@
 #ifndef VFU_DEVICE_PCI_H
 #define VFU_DEVICE_PCI_H
 
-#include "pci/pci.h"
+#include "device/pci_config.h"
 
 struct vfu_ctx;
 

@@ -76,5 +76,6 @@ void device_connection_lost(struct vfu_ctx *ctx)
     call_device(ctx, VFU_RESET_LOST_CONN, "lost connection");
     migration_disconnected(ctx);
     irqs_close_all(&ctx->irqs);
+    events_unwatch(ctx);
     session_close(&ctx->session);
 }

@@ -72,6 +72,16 @@ vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void
 
         explain_socket_error(program, path, err);
         errno = err;
+        return NULL;
+    }
+    /* Made by this call, so that no later one fails. */
+    if ((flags & LIBVFIO_USER_FLAG_ATTACH_NB) && vfu_get_event_fd(ctx) < 0) {
+        int err = errno;
+
+        fprintf(stderr, "%s: cannot wait for clients: %s\n", program, strerror(err));
+        vfu_destroy_ctx(ctx);
+        errno = err;
+        return NULL;
     }
     return ctx;
 }

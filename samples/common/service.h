@@ -7,11 +7,13 @@
 #ifndef SERVICE_H
 #define SERVICE_H
 
+#include "libvfio-user-events.h"
 #include "libvfio-user.h"
 
 /*
- * vfu_create_ctx() on a socket. Returns the context, or NULL with errno after having said on
- * standard error what is wrong and what to do about it.
+ * vfu_create_ctx() on a socket. With LIBVFIO_USER_FLAG_ATTACH_NB, vfu_get_event_fd() does not fail
+ * afterwards. Returns the context, or NULL with errno after having said on standard error what is
+ * wrong and what to do about it.
  */
 vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void *pvt);
 

@@ -80,12 +80,6 @@ static int serve_client(struct server *server)
     }
 }
 
-/* While the library waits for the device, requests of the client stay in the socket. */
-static int client_fd(const struct server *server)
-{
-    return server->quiescing ? -1 : vfu_get_poll_fd(server->ctx);
-}
-
 /*
  * DMA by messages waits for a client that may not answer any more: ending the connection ends it,
  * by the way of every lost connection.
@@ -119,12 +113,11 @@ int server_run(struct server *server)
         [SIGNAL] = { .fd = server->signal_fd, .events = POLLIN },
         [FACTORIAL] = { .fd = server->factorial_worker.done_fd, .events = POLLIN },
         [DMA] = { .fd = server->dma_worker.done_fd, .events = POLLIN },
-        [CLIENT] = { .events = POLLIN },
+        [CLIENT] = { .fd = vfu_get_event_fd(server->ctx), .events = POLLIN },
     };
     int err = 0;
 
     while (err == 0 && !stopped(server)) {
-        fds[CLIENT].fd = client_fd(server);
         if (poll(fds, NR_FDS, -1) < 0) {
             err = errno == EINTR ? 0 : -errno;
             continue;

@@ -3,7 +3,7 @@
  * A GPIO card around an event loop: the library never blocks, and one thread serves the client, the
  * world behind the lines, a timer and signals.
  *
- * What it teaches: LIBVFIO_USER_FLAG_ATTACH_NB, vfu_get_poll_fd(), and what EAGAIN, EBUSY and
+ * What it teaches: LIBVFIO_USER_FLAG_ATTACH_NB, vfu_get_event_fd(), and what EAGAIN, EBUSY and
  * ENOTCONN mean there (attach_client(), serve_client()).
  */
 
@@ -163,15 +163,14 @@ enum event {
     NR_EVENTS
 };
 
-/* The client's descriptor is another one with each client; poll() skips the negative ones. */
+/* poll() skips negative descriptors. */
 static int wait_for_event(struct server *server, struct pollfd fds[NR_EVENTS])
 {
     const int descriptors[NR_EVENTS] = {
         [SIGNAL] = server->signal_fd,
         [TIMER] = server->timer_fd,
         [INPUT] = server->input_ended ? -1 : STDIN_FILENO,
-        /* While the library waits for the card, it takes no more requests. */
-        [CLIENT] = server->card.quiescing ? -1 : vfu_get_poll_fd(server->card.ctx),
+        [CLIENT] = vfu_get_event_fd(server->card.ctx),
     };
 
     for (int i = 0; i < NR_EVENTS; i++) {

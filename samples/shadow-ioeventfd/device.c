@@ -269,7 +269,7 @@ static int serve(struct device *device)
     while (err == 0) {
         struct pollfd fds[] = {
             { .fd = device->signal_fd, .events = POLLIN },
-            { .fd = vfu_get_poll_fd(device->ctx), .events = POLLIN },
+            { .fd = vfu_get_event_fd(device->ctx), .events = POLLIN },
         };
 
         if (poll(fds, 2, -1) < 0) {

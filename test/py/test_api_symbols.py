@@ -22,7 +22,8 @@ def exported():
 
 def declared():
     names = set()
-    for header in ("libvfio-user.h", "libvfio-user-iommu.h"):
+    for header in ("libvfio-user.h", "libvfio-user-iommu.h", "libvfio-user-limits.h",
+                   "libvfio-user-events.h"):
         text = (HERE.parents[1] / "include" / header).read_text(encoding="utf-8")
         text = re.sub(r"/\*.*?\*/|^ *#.*?[^\\]$", "", text, flags=re.DOTALL | re.MULTILINE)
         names |= set(re.findall(r"^[\w* ]+[ *(](vfu_\w+|dma_sg_size)\)?\(", text, re.MULTILINE))

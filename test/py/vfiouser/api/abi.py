@@ -185,7 +185,13 @@ PROTOTYPES = {
     "vfu_iommu_get_stats": (NEVER, None, CTX, POINTER(IommuStats)),
     # -1 says that there is no deadline.
     "vfu_next_timeout": (NEVER, c_int, CTX),
+    "vfu_get_event_fd": (INT, c_int, CTX),
+    "vfu_set_limit": (INT, c_int, CTX, c_uint32, c_uint64),
+    "vfu_get_limit": (NEVER, c_uint64, CTX, c_uint32),
+    "vfu_set_memory_files": (INT, c_int, CTX, c_char_p),
 }
+
+LIMIT_QUEUED_OUTPUT, LIMIT_OUTPUT_TIME, LIMIT_VERSION_TIME = 5, 6, 7
 
 # A function of the device that the interface does not call back.
 NULL = {kind: ctypes.cast(None, kind) for kind in (

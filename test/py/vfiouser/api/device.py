@@ -199,6 +199,10 @@ class Device:
     def poll_fd(self):
         return self.lib.vfu_get_poll_fd(self.ctx)
 
+    @property
+    def event_fd(self):
+        return self.lib.vfu_get_event_fd(self.ctx)
+
     # DMA
 
     def sgl(self, addr, length, room=8, prot=abi.PROT_READ | abi.PROT_WRITE):
