@@ -2,16 +2,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Sourced by quickstart and run-tests.
 
+# as_root <command>...
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
 # apt_get <argument>...: waits while another apt-get is at work. DPkg::Lock::Timeout is about
 # installing only, so an update that finds the lists locked is tried again, for 10 minutes.
 apt_get() {
-    local sudo=() output tries
+    local output tries
 
-    if [ "$(id -u)" -ne 0 ]; then
-        sudo=(sudo)
-    fi
     for ((tries = 60; tries > 0; tries--)); do
-        output=$("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq \
+        output=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq \
             -o DPkg::Lock::Timeout=600 "$@" </dev/null 2>&1) && return
         case $output in
         *lists/lock*) sleep 10 ;;

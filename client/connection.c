@@ -288,7 +288,9 @@ static void init_locks(struct vfuc *client)
     pthread_condattr_t attr;
 
     pthread_rwlockattr_init(&prefer_writer);
+#ifdef __GLIBC__ /* musl always lets a waiting writer go first */
     pthread_rwlockattr_setkind_np(&prefer_writer, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
     pthread_rwlock_init(&client->setup_lock, &prefer_writer);
     pthread_rwlockattr_destroy(&prefer_writer);
 

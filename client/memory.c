@@ -160,38 +160,42 @@ int client_copy(struct vfuc *client, uint64_t iova, uint64_t len, void *data, bo
     return reached ? 0 : -EFAULT;
 }
 
-struct listing {
+/* Where the walk of this thread writes: twalk(3) has no argument for it, and musl no twalk_r(). */
+static _Thread_local struct {
     vfuc_memory_t *list;
     size_t n;
-};
+} listing;
 
-static void visit(const void *node, VISIT which, void *arg)
+static void visit(const void *node, VISIT which, int depth)
 {
     const struct known *entry = *(struct known *const *)node;
-    struct listing *listing = arg;
 
+    (void)depth;
     if (which != postorder && which != leaf) {
         return;
     }
-    if (listing->list != NULL) {
-        listing->list[listing->n] = entry->memory;
+    if (listing.list != NULL) {
+        listing.list[listing.n] = entry->memory;
     }
-    listing->n++;
+    listing.n++;
+}
+
+/* Copies the table to list, unless that is NULL. Returns its length. Caller holds memory_lock. */
+static size_t walk_table(struct vfuc *client, vfuc_memory_t *list)
+{
+    listing.list = list;
+    listing.n = 0;
+    twalk(client->memory, visit);
+    return listing.n;
 }
 
 ssize_t client_list_memory(struct vfuc *client, vfuc_memory_t **list)
 {
-    struct listing listing = { .list = NULL };
     ssize_t n;
 
     pthread_mutex_lock(&client->memory_lock);
-    twalk_r(client->memory, visit, &listing);
-    *list = calloc(listing.n + 1, sizeof(**list));
-    n = *list != NULL ? (ssize_t)listing.n : -ENOMEM;
-    if (*list != NULL) {
-        listing = (struct listing){ .list = *list };
-        twalk_r(client->memory, visit, &listing);
-    }
+    *list = calloc(walk_table(client, NULL) + 1, sizeof(**list));
+    n = *list != NULL ? (ssize_t)walk_table(client, *list) : -ENOMEM;
     pthread_mutex_unlock(&client->memory_lock);
     return n;
 }

@@ -13,7 +13,7 @@ if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE)
 endif()
 
 # The empty value agrees with a source that says "#define _GNU_SOURCE" itself.
-add_compile_definitions($<$<COMPILE_LANGUAGE:C>:_GNU_SOURCE=>)
+add_compile_definitions($<$<COMPILE_LANGUAGE:C>:_GNU_SOURCE=> _FILE_OFFSET_BITS=64)
 
 add_compile_options(-Wall -Wextra -Wshadow)
 # Messages are a fixed part and what follows it; the fixed part alone is put into larger structures.
@@ -23,6 +23,27 @@ endif()
 if(VFU_WERROR)
     add_compile_options(-Werror)
 endif()
+
+# Hardening, except where a sanitizer watches already and replaces the same functions.
+if(NOT VFU_SANITIZE AND NOT VFU_FUZZ)
+    include(CheckCCompilerFlag)
+    add_compile_options(-fstack-protector-strong)
+    foreach(flag -fstack-clash-protection -fcf-protection -mbranch-protection=standard)
+        string(MAKE_C_IDENTIFIER VFU_HAVE${flag} have)
+        check_c_compiler_flag(${flag} ${have})
+        if(${have})
+            add_compile_options(${flag})
+        endif()
+    endforeach()
+    # Distributions define it themselves, perhaps to another level.
+    if(NOT CMAKE_C_FLAGS MATCHES "_FORTIFY_SOURCE")
+        add_compile_options($<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=2>)
+    endif()
+    add_link_options(-Wl,-z,relro,-z,now,-z,noexecstack)
+endif()
+include(CheckPIESupported)
+check_pie_supported(LANGUAGES C)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
 if(VFU_SANITIZE)
     add_compile_options(-fsanitize=${VFU_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)

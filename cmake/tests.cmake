@@ -74,6 +74,17 @@ if(VFU_HAVE_CLIENT)
         /dev/null client/include/*.h)
 endif()
 
+# A build for debugging has no checked string functions.
+if(NOT VFU_SANITIZE AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+    set(hardened vfio-user vfio-user-client)
+    if(VFU_SAMPLES)
+        list(APPEND hardened sample-nvme sample-edu sample-gpio vfu-ls)
+    endif()
+    list(TRANSFORM hardened REPLACE "(.+)" "$<TARGET_FILE:\\1>")
+    add_test(NAME abi/hardening COMMAND
+        ${PROJECT_SOURCE_DIR}/test/abi/check-hardening ${hardened})
+endif()
+
 find_program(MESON meson)
 if(MESON AND NOT VFU_SANITIZE)
     add_test(NAME abi/meson COMMAND ${PROJECT_SOURCE_DIR}/test/abi/check-meson

@@ -23,13 +23,20 @@
 #ifndef LIB_VFIO_USER_H
 #define LIB_VFIO_USER_H
 
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/queue.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <syslog.h>
 #include <unistd.h>
+
+/* libvfio-user 0.x includes it for its devices; C libraries other than glibc may not have it. */
+#if defined(__has_include)
+#if __has_include(<sys/queue.h>)
+#include <sys/queue.h>
+#endif
+#endif
 
 #include "pci_caps/ats.h"
 #include "pci_caps/dsn.h"

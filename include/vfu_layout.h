@@ -7,6 +7,10 @@
 #ifndef LIB_VFIO_USER_LAYOUT_H
 #define LIB_VFIO_USER_LAYOUT_H
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "The PCI structures here are bit-fields of a little-endian host; no other is supported."
+#endif
+
 #ifdef __cplusplus
 #define VFU_STATIC_ASSERT(condition, text) static_assert(condition, text)
 #else

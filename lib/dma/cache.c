@@ -203,7 +203,8 @@ size_t dma_cache_evict(struct dma *dma, size_t count)
     dma_lock(dma);
     chances = dma_nr_cached(dma);
     while (evicted < count && (entry = TAILQ_FIRST(&dma->clock)) != NULL) {
-        if (chances > 0 && atomic_exchange_explicit(&entry->used, 0, memory_order_relaxed) != 0) {
+        if (chances > 0 && atomic_load_explicit(&entry->used, memory_order_relaxed) != 0) {
+            atomic_store_explicit(&entry->used, 0, memory_order_relaxed);
             chances--;
             TAILQ_REMOVE(&dma->clock, entry, cache.clock);
             TAILQ_INSERT_TAIL(&dma->clock, entry, cache.clock);

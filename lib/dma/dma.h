@@ -66,7 +66,9 @@ struct dma_sg {
     uint32_t generation;
 };
 
+#if UINTPTR_MAX == UINT64_MAX
 VFU_ASSERT_SIZE(struct dma_sg, 40);
+#endif
 
 /* How the bytes behind an entry are reached. */
 enum dma_mode {

@@ -284,7 +284,7 @@ static int answer(struct stream *stream, const struct vfio_user_header *req, con
 int negotiate(struct stream *stream, uint64_t deadline, const struct server_offer *offer,
               struct capabilities *agreed, struct stream *twin, const struct logger *log)
 {
-    struct vfio_user_header hdr;
+    struct vfio_user_header hdr = { 0 };
     const char *text;
     int fds[STREAM_MAX_FDS], err;
     size_t nr_fds;

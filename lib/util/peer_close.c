@@ -5,6 +5,7 @@
  * threads do it that do nothing else.
  */
 #include "util/peer_file.h"
+#include "util/statx.h"
 
 #include <fcntl.h>
 #include <linux/major.h>
@@ -12,7 +13,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define MAX_CLOSERS 16

@@ -2,6 +2,7 @@
 #include "util/peer_file.h"
 
 #include "util/log.h"
+#include "util/statx.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* The kernel answers for the files of these file systems only, from the inode in memory. */
 bool peer_file_is_memory(int fd)

@@ -38,7 +38,7 @@ static int lookup(struct dma_space *space, uint64_t addr, struct range *range)
 static void test_lookup_edges(void **state)
 {
     struct dma_space *space = space_of(state);
-    struct range range;
+    struct range range = { 0 };
 
     assert_int_equal(lookup(space, 0, &range), -ENOENT);
     assert_int_equal(map_message(space, 0x1000, 0x2345, RW), 0);
@@ -284,7 +284,7 @@ static int model_unmap(struct model *model, size_t at, size_t n)
 
 static void compare(const struct model *model, struct dma_space *space)
 {
-    struct range range;
+    struct range range = { 0 };
     size_t i;
 
     for (i = 0; i < CELLS; i++) {
