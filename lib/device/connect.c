@@ -159,13 +159,16 @@ int device_poll_fd(const struct vfu_ctx *ctx)
     return ctx->has_newcomer ? ctx->newcomer.rx_fd : ctx->tran.ops->poll_fd(&ctx->tran);
 }
 
-bool device_wants_input(struct vfu_ctx *ctx)
+short device_awaits(struct vfu_ctx *ctx)
 {
     if (!session_is_open(&ctx->session)) {
-        return ctx->has_newcomer || !backing_off(ctx);
+        return ctx->has_newcomer || !backing_off(ctx) ? POLLIN : 0;
     }
     /* Until the device is quiet, the end of the client, or more requests, cannot be dealt with. */
-    return ctx->quiesce.pending == QUIESCE_NOTHING || session_takes_input(&ctx->session);
+    if (ctx->quiesce.pending != QUIESCE_NOTHING && !session_takes_input(&ctx->session)) {
+        return 0;
+    }
+    return output_is_full(&ctx->session.main.output) ? POLLOUT : POLLIN;
 }
 
 uint64_t device_deadline(struct vfu_ctx *ctx)

@@ -2,7 +2,6 @@
 #ifndef VFU_DEVICE_CONNECT_H
 #define VFU_DEVICE_CONNECT_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct vfu_ctx;
@@ -20,8 +19,8 @@ int device_run(struct vfu_ctx *ctx);
 /* The descriptor to poll for the next thing to do. */
 int device_poll_fd(const struct vfu_ctx *ctx);
 
-/* Whether reading from that descriptor would lead to anything now. */
-bool device_wants_input(struct vfu_ctx *ctx);
+/* What to poll it for: POLLIN, POLLOUT, or 0 when nothing can be done now. */
+short device_awaits(struct vfu_ctx *ctx);
 
 /* The next deadline beside those of the session, or DEADLINE_NEVER; and of all, for poll(). */
 uint64_t device_deadline(struct vfu_ctx *ctx);

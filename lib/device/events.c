@@ -5,6 +5,7 @@
 #include "device/ctx.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
@@ -27,11 +28,12 @@ void events_close(struct vfu_ctx *ctx)
     }
 }
 
-static int add(struct events *ev, int fd)
+/* op: EPOLL_CTL_ADD or EPOLL_CTL_MOD. */
+static int control(struct events *ev, int op, int fd, uint32_t awaited)
 {
-    struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+    struct epoll_event event = { .events = awaited, .data.fd = fd };
 
-    return epoll_ctl(ev->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+    return epoll_ctl(ev->epoll_fd, op, fd, &event) == 0 ? 0 : -errno;
 }
 
 static int open_descriptors(struct vfu_ctx *ctx)
@@ -48,7 +50,7 @@ static int open_descriptors(struct vfu_ctx *ctx)
         err = -errno;
         goto close_epoll;
     }
-    err = add(ev, ev->timer_fd);
+    err = control(ev, EPOLL_CTL_ADD, ev->timer_fd, EPOLLIN);
     if (err < 0) {
         goto close_timer;
     }
@@ -91,24 +93,38 @@ void events_unwatch(struct vfu_ctx *ctx)
     }
 }
 
-void events_update(struct vfu_ctx *ctx)
+static void watch(struct vfu_ctx *ctx, int fd, uint32_t awaited)
 {
     struct events *ev = &ctx->events;
-    int fd, err;
+    int err;
 
-    if (ev->epoll_fd == -1) {
+    if (fd == ev->watched && (fd == -1 || awaited == ev->awaited)) {
         return;
     }
-    fd = device_wants_input(ctx) ? device_poll_fd(ctx) : -1;
     if (fd != ev->watched) {
         events_unwatch(ctx);
-        err = fd != -1 ? add(ev, fd) : 0;
-        if (err < 0) {
-            log_err(&ctx->log, "cannot watch descriptor %d: %s: the client is not heard", fd,
-                    strerror(-err));
-        } else {
-            ev->watched = fd;
-        }
     }
+    if (fd == -1) {
+        return;
+    }
+    err = control(ev, ev->watched == -1 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, awaited);
+    if (err < 0) {
+        log_err(&ctx->log, "cannot watch descriptor %d: %s: the client is not heard", fd,
+                strerror(-err));
+        return;
+    }
+    ev->watched = fd;
+    ev->awaited = awaited;
+}
+
+void events_update(struct vfu_ctx *ctx)
+{
+    short awaited;
+
+    if (ctx->events.epoll_fd == -1) {
+        return;
+    }
+    awaited = device_awaits(ctx);
+    watch(ctx, awaited != 0 ? device_poll_fd(ctx) : -1, awaited == POLLOUT ? EPOLLOUT : EPOLLIN);
     session_set_alarm(&ctx->session, device_deadline(ctx));
 }

@@ -7,12 +7,15 @@
 #ifndef VFU_DEVICE_EVENTS_H
 #define VFU_DEVICE_EVENTS_H
 
+#include <stdint.h>
+
 struct vfu_ctx;
 
 struct events {
     int epoll_fd; /* -1: the program has not asked for it */
     int timer_fd; /* the session's to set: see session_set_alarm() */
     int watched; /* -1: none */
+    uint32_t awaited; /* of it: EPOLLIN or EPOLLOUT */
 };
 
 void events_init(struct events *ev);

@@ -56,7 +56,7 @@ static inline bool output_is_full(const struct output *out)
     return out->bytes >= WIRE_MAX_MESSAGE;
 }
 
-/* Waits a moment for the socket, so that a loop that calls again at once does not spin. */
+/* Waits a moment for the socket. */
 void output_pause(struct channel *ch);
 
 /* Ends the writer and drops what is queued. The socket was shut down. Caller holds no lock. */

@@ -425,15 +425,20 @@ static int receive(struct session *s, bool wait)
     return n > 0 ? 1 : n == -EAGAIN ? 0 : (int)n;
 }
 
-/* The same, but nothing as long as the client does not read what is queued for it. */
+/*
+ * The same, but nothing as long as the client does not read what is queued for it. A loop that polls
+ * for input only would come again at once: it is held back.
+ */
 static int receive_unless_full(struct session *s, bool wait)
 {
     if (!output_is_full(&s->main.output)) {
         return receive(s, wait);
     }
-    pthread_mutex_unlock(&s->lock);
-    output_pause(&s->main);
-    pthread_mutex_lock(&s->lock);
+    if (s->timer_fd == -1) {
+        pthread_mutex_unlock(&s->lock);
+        output_pause(&s->main);
+        pthread_mutex_lock(&s->lock);
+    }
     return 0;
 }
 

@@ -86,7 +86,7 @@ struct session {
     pthread_t control; /* who called it last */
     bool sleeping; /* the control thread waits in poll(); control_wake ends that */
     int control_wake;
-    int timer_fd; /* of the program's event loop, or -1 */
+    int timer_fd; /* of the program's event loop, which then knows about output too, or -1 */
     uint64_t alarm; /* what it is set to, or DEADLINE_NEVER */
     bool held; /* the device quiesces: commands park, replies go on */
     int broken; /* negative errno once the connection is unusable */

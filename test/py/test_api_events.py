@@ -313,6 +313,24 @@ def test_replies_that_nobody_reads_wait(workshop, device):
         (i, 0, LARGE + 16) for i in range(4)]
 
 
+def test_loop_rests_while_nobody_reads(workshop, device):
+    """Commands that wait in the socket are no reason to call; room for output is."""
+    client = workshop.attach(device)
+    assert not due(device)
+    send_reads(client, 4)
+    loop(device)
+    client.stepping = False
+    for msg_id in range(4):
+        replies = []
+        reader = threading.Thread(target=lambda: replies.append(client.channel.recv()))  # pylint: disable=W0640
+        reader.start()
+        while reader.is_alive():
+            if select.select([device.event_fd], [], [], 0.01)[0]:
+                turn(device)
+        assert replies[0].id == msg_id
+    loop(device)
+
+
 def test_descriptors_of_queued_replies(workshop, device):
     region = os.memfd_create("region")
     os.ftruncate(region, 4096)

@@ -98,11 +98,12 @@ def test_descriptors_used_up(server):
     limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (fds, limit[1]))
     waiting = server.connect()
-    waiting.send(Cmd.VERSION, version_payload({}), msg_id=1)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
     try:
+        waiting.send(Cmd.VERSION, version_payload({}), msg_id=1)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
         waiting.wait(1)
     except (Disconnected, ConnectionError):
-        pass
+        pass  # a loop that polls the socket turns the client away
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
     waiting.close()
     is_served(server)
