@@ -5,6 +5,14 @@
 
 #include <sys/mman.h>
 
+#define NO_DMA "vfu_setup_device_dma() was not called"
+
+static int refuse(struct vfu_ctx *ctx, int err, const char *function, const char *why)
+{
+    log_refused(&ctx->log, err, "%s: %s", function, why);
+    return err;
+}
+
 int(vfu_setup_device_dma)(vfu_ctx_t *vfu_ctx, size_t max_regions,
                           vfu_dma_register_cb_t *dma_register,
                           vfu_dma_unregister_cb_t *dma_unregister)
@@ -46,7 +54,7 @@ int vfu_addr_to_sgl(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, size_t len, dma
     int n;
 
     if (vfu_ctx->dma == NULL) {
-        return api_result(-EINVAL);
+        return api_result(refuse(vfu_ctx, -EINVAL, __func__, NO_DMA));
     }
     n = dma_addr_to_sgl(dma_requester_space(vfu_ctx->dma), (uintptr_t)dma_addr, len, sgl,
                         max_nr_sgs, prot);
@@ -59,10 +67,16 @@ int vfu_addr_to_sgl(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, size_t len, dma
 
 int vfu_sgl_get(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cnt, int flags)
 {
-    if (vfu_ctx->dma == NULL || flags != 0) {
-        return api_result(-EINVAL);
+    const char *why = vfu_ctx->dma == NULL ? NO_DMA : "unknown flags";
+    int err = -EINVAL;
+
+    if (vfu_ctx->dma != NULL && flags == 0) {
+        err = dma_sgl_get(vfu_ctx->dma, sgl, iov, cnt);
+        why = err == -EFAULT   ? "memory that cannot be mapped: use vfu_sgl_read() and _write()"
+              : err == -ESTALE ? "the memory was unmapped meanwhile"
+                               : "an entry that vfu_addr_to_sgl() did not make";
     }
-    return api_result(dma_sgl_get(vfu_ctx->dma, sgl, iov, cnt));
+    return api_result(err < 0 ? refuse(vfu_ctx, err, __func__, why) : err);
 }
 
 void vfu_sgl_put(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cnt)
@@ -103,20 +117,21 @@ void api_transfer_held(struct dma_transfer *transfer, const dma_sg_t *sg, void *
 static int copy(vfu_ctx_t *vfu_ctx, const dma_sg_t *sgl, size_t cnt, uint8_t *data, int flags,
                 bool to_guest)
 {
+    const char *name = to_guest ? "vfu_sgl_write" : "vfu_sgl_read";
     struct dma_transfer transfer;
     int err;
 
     if (vfu_ctx->dma == NULL || (flags & ~VFU_SGL_DIRECT_ACCESS) != 0) {
-        return -EINVAL;
+        return refuse(vfu_ctx, -EINVAL, name, vfu_ctx->dma == NULL ? NO_DMA : "unknown flags");
     }
     for (size_t i = 0; i < cnt; i++) {
         if (to_guest && !sgl[i].writeable) {
-            return -EPERM;
+            return refuse(vfu_ctx, -EPERM, name, "an entry that was not made for writing");
         }
     }
     err = dma_sgl_hold(vfu_ctx->dma, sgl, cnt);
     if (err < 0) {
-        return err;
+        return refuse(vfu_ctx, err, name, "the memory was unmapped meanwhile, or never mapped");
     }
     dma_transfer_init(&transfer, vfu_ctx, sgl, cnt, VFU_NO_PASID, to_guest);
     for (size_t i = 0; i < cnt && transfer.error == 0; i++) {

@@ -5,6 +5,26 @@
 #include <sys/mman.h>
 #include <sys/param.h>
 
+#define NO_IOMMU "vfu_setup_device_iommu() was not called"
+
+static int refuse(struct vfu_ctx *ctx, int err, const char *function, const char *why)
+{
+    log_refused(&ctx->log, err, "%s: %s", function, why);
+    return err;
+}
+
+/* Checks what every call needs. Returns 0 or a negative errno, after a line that says why. */
+static int check_pasid(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs, const char *function)
+{
+    int err = ctx->iommu == NULL ? -EINVAL : access_allowed(ctx, pasid, attrs);
+
+    if (err < 0) {
+        log_refused(&ctx->log, err, "%s: PASID 0x%x: %s", function, pasid,
+                    ctx->iommu == NULL ? NO_IOMMU : access_fault_of(ctx, pasid, attrs));
+    }
+    return err;
+}
+
 int vfu_setup_device_iommu(vfu_ctx_t *vfu_ctx, const vfu_iommu_config_t *config)
 {
     return api_result(iommu_setup(vfu_ctx, config));
@@ -33,19 +53,19 @@ int vfu_addr_to_sgl_pasid(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, uint32_t 
     int n;
 
     if (vfu_ctx->iommu == NULL) {
-        return api_result(-EINVAL);
+        return api_result(refuse(vfu_ctx, -EINVAL, __func__, NO_IOMMU));
     }
     if (pasid < atomic_load_explicit(&vfu_ctx->iommu->pasid_limit, memory_order_acquire)) {
         space = dma_pasid_space(vfu_ctx->dma, pasid, false);
     } else {
-        n = access_allowed(vfu_ctx, pasid, 0);
+        n = check_pasid(vfu_ctx, pasid, 0, __func__);
         if (n < 0) {
             return api_result(n);
         }
         space = iommu_space(vfu_ctx, pasid, 0, false);
     }
     if (space == NULL) {
-        return api_result(-ENOENT);
+        return api_result(refuse(vfu_ctx, -ENOENT, __func__, "nothing is mapped with this PASID"));
     }
     n = dma_addr_to_sgl(space, (uintptr_t)dma_addr, len, sgl, max_nr_sgs, prot);
     if (n > 0 && (size_t)n > max_nr_sgs) {
@@ -114,7 +134,8 @@ int vfu_dma_move(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint64_t offset, vo
 {
     if (!extent_within(offset, len, req->len) || req->nr_sgs == 0 ||
         (to_guest && !(req->prot & PROT_WRITE))) {
-        return api_result(-EINVAL);
+        return api_result(refuse(vfu_ctx, -EINVAL, __func__,
+                                 "beyond what was resolved, or not resolved for writing"));
     }
     return api_result(move(vfu_ctx, req, offset, len, data, to_guest));
 }
@@ -154,10 +175,15 @@ static int copy_part(vfu_ctx_t *vfu_ctx, const vfu_dma_request_t *whole, uint64_
 static int copy(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, uint8_t *data, bool to_guest)
 {
     vfu_dma_request_t part;
-    int err = vfu_ctx->iommu == NULL || req->len == 0 || req->len - 1 > UINT64_MAX - req->addr
-                  ? -EINVAL
-                  : 0;
+    const char *name = to_guest ? "vfu_dma_write" : "vfu_dma_read";
+    int err = 0;
 
+    if (vfu_ctx->iommu == NULL) {
+        return refuse(vfu_ctx, -EINVAL, name, NO_IOMMU);
+    }
+    if (req->len == 0 || req->len - 1 > UINT64_MAX - req->addr) {
+        return refuse(vfu_ctx, -EINVAL, name, "the range is empty or wraps");
+    }
     for (uint64_t offset = 0; err == 0 && offset < req->len; offset += part.len) {
         err = copy_part(vfu_ctx, req, offset, data + offset, to_guest, &part);
         if (err < 0) {
@@ -180,11 +206,11 @@ int vfu_dma_write(vfu_ctx_t *vfu_ctx, vfu_dma_request_t *req, const void *data)
 int vfu_ats_translate(vfu_ctx_t *vfu_ctx, uint32_t pasid, uint32_t attrs, uint64_t addr,
                       bool write, vfu_translate_cb_t *cb, void *pvt)
 {
-    int err = vfu_ctx->iommu == NULL || cb == NULL ? -EINVAL
-                                                   : access_allowed(vfu_ctx, pasid, attrs);
+    int err = cb == NULL ? refuse(vfu_ctx, -EINVAL, __func__, "no callback")
+                         : check_pasid(vfu_ctx, pasid, attrs, __func__);
 
     if (err == 0 && !is_on(&vfu_ctx->iommu->ats_on)) {
-        err = -EPERM;
+        err = refuse(vfu_ctx, -EPERM, __func__, "ATS is off");
     }
     return api_result(err < 0 ? err : translate_one(vfu_ctx, pasid, attrs, addr, write, cb, pvt));
 }
@@ -193,8 +219,8 @@ int vfu_page_request(vfu_ctx_t *vfu_ctx, uint32_t pasid, uint32_t attrs,
                      const vfu_page_range_t *ranges, size_t nr_ranges, vfu_page_request_cb_t *cb,
                      void *pvt)
 {
-    int err = vfu_ctx->iommu == NULL || cb == NULL ? -EINVAL
-                                                   : access_allowed(vfu_ctx, pasid, attrs);
+    int err = cb == NULL ? refuse(vfu_ctx, -EINVAL, __func__, "no callback")
+                         : check_pasid(vfu_ctx, pasid, attrs, __func__);
 
     return api_result(err < 0 ? err
                               : page_request_group(vfu_ctx, pasid, attrs, ranges, nr_ranges, cb,
@@ -206,12 +232,12 @@ int vfu_pasid_stop(vfu_ctx_t *vfu_ctx, uint32_t pasid)
     struct iommu *iommu = vfu_ctx->iommu;
     int err;
 
-    if (iommu == NULL || pasid == VFU_NO_PASID) {
-        return api_result(-EINVAL);
+    if (pasid == VFU_NO_PASID) {
+        return api_result(refuse(vfu_ctx, -EINVAL, __func__, "VFU_NO_PASID is no PASID"));
     }
-    err = access_allowed(vfu_ctx, pasid, 0);
+    err = iommu != NULL ? access_allowed(vfu_ctx, pasid, 0) : -EINVAL;
     if (err == -EINVAL) {
-        return api_result(err);
+        return api_result(check_pasid(vfu_ctx, pasid, 0, __func__));
     }
     pthread_mutex_lock(&iommu->lock);
     translate_overtake(iommu, pasid, false, RANGE_ALL);

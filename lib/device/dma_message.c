@@ -177,6 +177,12 @@ static int start(struct dma_transfer *transfer, struct dma_message *message)
     struct dma_transfers *transfers = &transfer->ctx->transfers;
     int err = txn_start(session, &message->txn);
 
+    if (err < 0) {
+        log_refused(&transfer->ctx->log, err, "%s of %llu bytes at 0x%llx cannot be sent: %s",
+                    command_name(message->txn.cmd), (unsigned long long)message->request.count,
+                    (unsigned long long)message->request.addr,
+                    err == -ENOTCONN ? "there is no client" : strerror(-err));
+    }
     pthread_mutex_lock(&transfers->lock);
     if (err < 0) {
         transfer->started--;

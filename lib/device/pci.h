@@ -2,7 +2,7 @@
 #ifndef VFU_DEVICE_PCI_H
 #define VFU_DEVICE_PCI_H
 
-#include "device/pci_config.h"
+#include "pci/pci.h"
 
 struct vfu_ctx;
 

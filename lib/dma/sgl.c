@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "dma/dma_internal.h"
+#include "util/log.h"
 
 static bool allowed(const struct dma_hit *hit, int prot)
 {
@@ -14,6 +15,19 @@ static bool allowed(const struct dma_hit *hit, int prot)
         return false;
     }
     return !hit->cached || (prot & PROT_READ) == 0 || (hit->prot & PROT_READ) != 0;
+}
+
+static void log_not_mapped(struct dma_space *space, uint64_t addr, uint64_t len, const char *fault)
+{
+    struct dma_space_name name = dma_space_name(space);
+
+    if (name.has_pasid) {
+        log_info(space->dma->log, "DMA: address 0x%llx, 0x%llx bytes, of PASID 0x%x %s",
+                 (unsigned long long)addr, (unsigned long long)len, name.pasid, fault);
+    } else {
+        log_info(space->dma->log, "DMA: address 0x%llx, 0x%llx bytes, %s", (unsigned long long)addr,
+                 (unsigned long long)len, fault);
+    }
 }
 
 int dma_addr_to_sgl(struct dma_space *space, uint64_t addr, uint64_t len, struct dma_sg *sgl,
@@ -25,14 +39,17 @@ int dma_addr_to_sgl(struct dma_space *space, uint64_t addr, uint64_t len, struct
     int ret;
 
     if (len > 0 && len - 1 > UINT64_MAX - addr) {
+        log_not_mapped(space, addr, len, "wraps");
         return -ENOENT;
     }
     while (len > 0) {
         ret = dma_lookup(space, addr, &hit);
         if (ret < 0) {
+            log_not_mapped(space, addr, len, "is not mapped");
             return ret;
         }
         if (!allowed(&hit, prot)) {
+            log_not_mapped(space, addr, len, "is not mapped for this access");
             return -EACCES;
         }
         part = hit.iova.last - addr;

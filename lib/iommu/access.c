@@ -202,6 +202,19 @@ static int keep(struct access *a)
 
 /* Ends */
 
+static const char *fault_of(struct access *a, int err);
+
+/* Whoever cancels an access knows why. */
+static void log_fault(struct access *a, int err)
+{
+    if (err != -ECANCELED) {
+        log_refused(&a->ctx->log, err, "vfu_dma_resolve: address 0x%llx, 0x%llx bytes, PASID 0x%x, "
+                    "fails at 0x%llx: %s", (unsigned long long)a->req->addr,
+                    (unsigned long long)a->req->len, a->req->pasid, (unsigned long long)a->missing,
+                    fault_of(a, err));
+    }
+}
+
 static void finish(struct access *a, int err)
 {
     vfu_dma_request_t *req = a->req;
@@ -215,6 +228,7 @@ static void finish(struct access *a, int err)
         if (err == -EFAULT) {
             count(&a->ctx->iommu->counters.faults, 1);
         }
+        log_fault(a, err);
     }
     req->done(a->ctx, req, -err);
 }
@@ -236,6 +250,52 @@ int access_allowed(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs)
         return -EPERM;
     }
     return 0;
+}
+
+const char *access_fault_of(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs)
+{
+    struct iommu *iommu = ctx->iommu;
+    uint32_t bits = atomic_load_explicit(&iommu->pasid_bits, memory_order_relaxed);
+
+    if (pasid == VFU_NO_PASID) {
+        return "attributes, and no PASID that they belong to";
+    }
+    if (bits == 0) {
+        return "neither device nor client has PASIDs: VFU_NO_PASID is needed, 0 is one";
+    }
+    if (pasid >> bits != 0) {
+        return "the PASID is out of range";
+    }
+    if ((attrs & ~(VFU_PASID_EXEC | VFU_PASID_PRIV)) != 0) {
+        return "unknown attributes";
+    }
+    if (!is_on(&iommu->pasid_on)) {
+        return "the guest has not enabled PASIDs";
+    }
+    return "the guest has not allowed execute or privileged accesses";
+}
+
+/* Why an access is over, for the log. */
+static const char *fault_of(struct access *a, int err)
+{
+    struct iommu *iommu = a->ctx->iommu;
+
+    if (err == -EPERM && access_allowed(a->ctx, a->req->pasid, a->req->attrs) < 0) {
+        return access_fault_of(a->ctx, a->req->pasid, a->req->attrs);
+    }
+    if (err != -EFAULT) {
+        return strerror(-err);
+    }
+    if (!is_on(&iommu->ats_on) || (a->req->flags & VFU_DMA_NO_TRANSLATE)) {
+        return "not mapped for this access";
+    }
+    if (!is_on(&iommu->pri_on) || (a->req->flags & VFU_DMA_NO_FAULT)) {
+        return "not translated for this access, and no page is requested";
+    }
+    if (atomic_load_explicit(&iommu->credits, memory_order_relaxed) == 0) {
+        return "not translated for this access, and PRI has an allocation of 0";
+    }
+    return "the client does not give the page";
 }
 
 static bool give_up(struct access *a)
@@ -372,20 +432,46 @@ void iommu_unmapped(struct vfu_ctx *ctx, struct dma_space *space, struct range r
 
 /* The public calls */
 
+/* What the device has filled in wrongly, or NULL. */
+static const char *request_fault(struct vfu_ctx *ctx, const vfu_dma_request_t *req)
+{
+    struct range range;
+
+    if (ctx->iommu == NULL) {
+        return "vfu_setup_device_iommu() was not called";
+    }
+    if (!range_make(req->addr, req->len, &range)) {
+        return "the range is empty or wraps";
+    }
+    if (req->prot == 0 || (req->prot & ~(PROT_READ | PROT_WRITE)) != 0) {
+        return "prot is neither PROT_READ nor PROT_WRITE";
+    }
+    if (req->sgl == NULL || req->max_nr_sgs == 0) {
+        return "no room for a scatter list";
+    }
+    if (req->done == NULL) {
+        return "no function done()";
+    }
+    return access_allowed(ctx, req->pasid, req->attrs) == -EINVAL
+               ? access_fault_of(ctx, req->pasid, req->attrs)
+               : NULL;
+}
+
 static int begin(struct vfu_ctx *ctx, vfu_dma_request_t *req)
 {
     struct access *a = access_of(req);
-    struct range range;
+    const char *fault = request_fault(ctx, req);
 
-    if (ctx->iommu == NULL || !range_make(req->addr, req->len, &range) ||
-        req->prot == 0 || (req->prot & ~(PROT_READ | PROT_WRITE)) != 0 || req->sgl == NULL ||
-        req->max_nr_sgs == 0 || req->done == NULL) {
+    if (fault != NULL) {
+        log_refused(&ctx->log, -EINVAL, "vfu_dma_resolve: address 0x%llx, 0x%llx bytes, PASID 0x%x: "
+                    "%s", (unsigned long long)req->addr, (unsigned long long)req->len, req->pasid,
+                    fault);
         return -EINVAL;
     }
     *a = (struct access){ .ctx = ctx, .req = req, .missing = req->addr };
     req->nr_sgs = 0;
     req->fault_addr = 0;
-    return access_allowed(ctx, req->pasid, req->attrs) == -EINVAL ? -EINVAL : 0;
+    return 0;
 }
 
 /*

@@ -21,9 +21,12 @@ static uint32_t or_default(uint32_t value, uint32_t fallback)
     return value != 0 ? value : fallback;
 }
 
-static int read_config(vfu_iommu_config_t *out, const vfu_iommu_config_t *in)
+static int read_config(vfu_iommu_config_t *out, const vfu_iommu_config_t *in,
+                       const struct logger *log)
 {
     if (in->size < sizeof(*in)) {
+        log_err(log, "vfu_setup_device_iommu: size is %zu, must be %zu: refused", in->size,
+                sizeof(*in));
         return -EINVAL;
     }
     *out = *in;
@@ -36,6 +39,10 @@ static int read_config(vfu_iommu_config_t *out, const vfu_iommu_config_t *in)
     if (in->pasid_bits > VFIO_USER_PASID_BITS || out->ats_queue_depth > 32 ||
         out->ats_page_shift < 12 || out->ats_page_shift > 43 ||
         out->ats_max_entries > MAX_ENTRIES || (in->pri && !in->ats)) {
+        log_err(log, "vfu_setup_device_iommu: pasid_bits %u, ats_queue_depth %u, ats_page_shift %u, "
+                "ats_max_entries %u%s: out of range: refused", in->pasid_bits, out->ats_queue_depth,
+                out->ats_page_shift, out->ats_max_entries,
+                in->pri && !in->ats ? ", PRI without ATS" : "");
         return -EINVAL;
     }
     return 0;
@@ -88,9 +95,11 @@ int iommu_setup(struct vfu_ctx *ctx, const vfu_iommu_config_t *config)
     int err;
 
     if (ctx->iommu != NULL) {
+        log_err(&ctx->log, "vfu_setup_device_iommu: called before: refused");
         return -EEXIST;
     }
     if (ctx->dma == NULL) {
+        log_err(&ctx->log, "vfu_setup_device_iommu: call vfu_setup_device_dma() first: refused");
         return -ENOTCONN;
     }
     iommu = aligned_alloc(_Alignof(struct iommu), sizeof(*iommu));
@@ -98,7 +107,7 @@ int iommu_setup(struct vfu_ctx *ctx, const vfu_iommu_config_t *config)
         return -ENOMEM;
     }
     memset(iommu, 0, sizeof(*iommu));
-    err = read_config(&iommu->config, config);
+    err = read_config(&iommu->config, config, &ctx->log);
     if (err == 0) {
         err = add_capabilities(ctx, &iommu->config);
     }

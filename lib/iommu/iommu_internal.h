@@ -256,6 +256,8 @@ int page_request_stop_marker(struct vfu_ctx *ctx, uint32_t pasid);
 
 /* What check_allowed() in access.c says of a PASID and its attributes: 0, -EINVAL or -EPERM. */
 int access_allowed(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs);
+/* Why access_allowed() has failed, for the log. */
+const char *access_fault_of(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs);
 int access_resolve(struct vfu_ctx *ctx, vfu_dma_request_t *req);
 int access_resolve_wait(struct vfu_ctx *ctx, vfu_dma_request_t *req);
 void access_release(struct vfu_ctx *ctx, vfu_dma_request_t *req);

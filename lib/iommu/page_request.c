@@ -378,6 +378,8 @@ int page_request_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
         pages += ranges[i].nr_pages;
     }
     if (nr_ranges == 0 || nr_ranges > VFIO_USER_PAGE_GROUPS || pages == 0) {
+        log_refused(&ctx->log, -EINVAL, "vfu_page_request: %zu ranges with %llu pages, must be 1 to "
+                    "%u ranges", nr_ranges, (unsigned long long)pages, VFIO_USER_PAGE_GROUPS);
         return -EINVAL;
     }
     group = new_group(ctx, pasid, attrs, nr_ranges);
@@ -404,6 +406,9 @@ int page_request_group(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
     }
     pthread_mutex_unlock(&iommu->lock);
     if (err < 0) {
+        log_refused(&ctx->log, err, "vfu_page_request: %llu pages: %s (the allocation is %u)",
+                    (unsigned long long)pages,
+                    err == -EPERM ? "PRI is off" : "more than the allocation", credits(ctx));
         free(group);
         return err;
     }

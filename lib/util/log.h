@@ -2,6 +2,7 @@
 #ifndef VFU_UTIL_LOG_H
 #define VFU_UTIL_LOG_H
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -65,5 +66,12 @@ static inline bool log_prints(const struct logger *log, int level)
 #define log_warn(log, ...) log_at(log, LOG_WARNING, __VA_ARGS__)
 #define log_info(log, ...) log_at(log, LOG_INFO, __VA_ARGS__)
 #define log_debug(log, ...) log_at(log, LOG_DEBUG, __VA_ARGS__)
+
+/*
+ * A call of the device that is refused: a mistake in its code is an error (EINVAL, ENOTCONN), what
+ * the guest or the client did not allow is information.
+ */
+#define log_refused(log, err, ...)                                                                 \
+    log_at(log, (err) == -EINVAL || (err) == -ENOTCONN ? LOG_ERR : LOG_INFO, __VA_ARGS__)
 
 #endif /* VFU_UTIL_LOG_H */

@@ -370,6 +370,7 @@ int admin_init(struct nvme *nvme)
     struct admin *admin = &nvme->admin;
 
     pthread_mutex_init(&admin->errors.lock, NULL);
+    atomic_store(&admin->power_cycles, 1);
     admin->shadows = calloc(NVME_MAX_WORKERS, sizeof(*admin->shadows));
     if (admin->shadows == NULL) {
         return -ENOMEM;
@@ -405,4 +406,15 @@ void admin_reset(struct nvme *nvme)
     atomic_store(&nvme->admin.bad_doorbells, 0);
     features_reset(nvme);
     events_reset(nvme);
+}
+
+void admin_power_cycle(struct nvme *nvme, bool unsafe)
+{
+    struct admin *admin = &nvme->admin;
+
+    pthread_mutex_lock(&admin->errors.lock);
+    memset(admin->errors.entries, 0, sizeof(admin->errors.entries));
+    pthread_mutex_unlock(&admin->errors.lock);
+    atomic_fetch_add(&admin->power_cycles, 1);
+    atomic_fetch_add(&admin->unsafe_shutdowns, unsafe);
 }

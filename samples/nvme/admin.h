@@ -84,12 +84,18 @@ struct admin {
     atomic_bool bad_doorbell_posted;
     atomic_uint bad_doorbells; /* bit n: of this information */
     struct error_log errors;
+    atomic_uint power_cycles, unsafe_shutdowns; /* for the SMART log */
 };
 
 int admin_init(struct nvme *nvme);
 void admin_destroy(struct nvme *nvme);
 /* To the state after a controller reset. */
 void admin_reset(struct nvme *nvme);
+/*
+ * A client was lost, which is a loss of power for the controller (5.14.1): its errors are forgotten,
+ * except for their number. unsafe: the host had not shut it down. Control thread.
+ */
+void admin_power_cycle(struct nvme *nvme, bool unsafe);
 
 /* Begins an admin command. */
 void admin_begin(struct command *cmd);

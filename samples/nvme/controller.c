@@ -433,6 +433,14 @@ bool controller_poll(struct nvme *nvme)
  * Beginning and end
  */
 
+bool controller_in_use(struct nvme *nvme)
+{
+    struct controller *c = &nvme->controller;
+
+    return (atomic_load(&c->cc) & NVME_CC_EN) != 0 &&
+           (atomic_load(&c->csts) & NVME_CSTS_SHST_MASK) != NVME_CSTS_SHST_COMPLETE;
+}
+
 void controller_reset(struct nvme *nvme)
 {
     struct controller *c = &nvme->controller;

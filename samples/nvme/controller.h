@@ -70,6 +70,8 @@ ssize_t controller_access(struct nvme *nvme, char *buf, size_t count, uint64_t o
 void controller_enable(struct nvme *nvme);
 void controller_disable(struct nvme *nvme);
 void controller_shutdown(struct nvme *nvme);
+/* Returns true if the host uses it: it is enabled, and was not shut down (7.6.2). */
+bool controller_in_use(struct nvme *nvme);
 /* Waits until everything has stopped, and puts the registers to what they are after power-on. */
 void controller_reset(struct nvme *nvme);
 /* For migration: nothing moves any more when this returns; and on again. */

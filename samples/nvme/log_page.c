@@ -74,7 +74,8 @@ static size_t fill_smart(struct nvme *nvme, union log_data *data)
         .units_written = { (SUM(nvme, counters.blocks_written) + 999) / 1000 },
         .reads = { SUM(nvme, counters.reads) },
         .writes = { SUM(nvme, counters.writes) },
-        .power_cycles = { 1 },
+        .power_cycles = { atomic_load(&nvme->admin.power_cycles) },
+        .unsafe_shutdowns = { atomic_load(&nvme->admin.unsafe_shutdowns) },
     };
     pthread_mutex_lock(&nvme->admin.errors.lock);
     data->smart.error_entries[0] = nvme->admin.errors.count;

@@ -25,6 +25,7 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
         [VFU_RESET_PCI_FLR] = "function level reset",
     };
     struct nvme *nvme = vfu_get_private(ctx);
+    bool in_use = controller_in_use(nvme);
 
     vfu_log(ctx, LOG_INFO, "controller reset: %s", causes[type]);
     controller_reset(nvme);
@@ -33,9 +34,11 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
     if (type != VFU_RESET_DEVICE) {
         pci_reset(nvme);
     }
-    /* The names that came with a migration belong to that guest. */
+    /* The names that came with a migration belong to that guest, and so do the errors. */
     if (type == VFU_RESET_LOST_CONN) {
         nvme->identity = nvme->own_identity;
+        nvme->told_bus_master = false;
+        admin_power_cycle(nvme, in_use);
     }
     return 0;
 }
@@ -152,6 +155,11 @@ void server_stop(struct nvme *nvme)
 static bool attach_client(struct nvme *nvme)
 {
     if (vfu_attach_ctx(nvme->ctx) == 0) {
+        if (!nvme->config.poll) {
+            vfu_log(nvme->ctx, LOG_INFO,
+                    "BAR 0: no area can be mapped: clients that insist on mapping the doorbells, "
+                    "as SPDK's host does (\"Error to get device BAR0\"), need --poll");
+        }
         return true;
     }
     if (errno != EAGAIN && errno != EWOULDBLOCK) {

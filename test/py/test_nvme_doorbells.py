@@ -4,15 +4,18 @@
 import mmap
 import os
 import struct
+from types import SimpleNamespace
 
 import pytest
 
 from vfiouser import wire
 from vfiouser.nvme import Namespace, pattern
-from vfiouser.nvme_spec import (ADMIN_DOORBELL_BUFFER, CNS_CONTROLLER, DOORBELLS, INVALID_FIELD,
+from vfiouser.nvme_spec import (ADMIN_DOORBELL_BUFFER, CNS_CONTROLLER, CSTS_CFS,
+                                DATA_TRANSFER_ERROR, DOORBELLS, INTMC, INTMS, INVALID_FIELD,
                                 IO_FLUSH, IO_READ, PAGE, PRP_OFFSET, SUCCESS)
-from vfiouser.wire import BAR0
+from vfiouser.wire import BAR0, CONFIG, INTX, MSI
 
+INTERRUPT_STATUS = 8
 POLL = pytest.mark.nvme_args("--namespace", "memory=64M", "--threads", "2", "--poll")
 
 
@@ -211,3 +214,96 @@ def test_buffers_that_are_not_pages(config, offset1, offset2):
     completion = config.admin.run(ADMIN_DOORBELL_BUFFER, prp1=pages + offset1,
                                   prp2=pages + 2 * PAGE + offset2)
     assert completion.status in (PRP_OFFSET, INVALID_FIELD)
+
+
+@pytest.mark.parametrize("which", ["prp1", "prp2"])
+def test_buffers_that_are_not_there(config, which):
+    """Both are looked at before the command completes; the doorbells stay what they were."""
+    nvme = config
+    sq = nvme.create_pair(1)
+    buffers = {"prp1": nvme.alloc(PAGE), "prp2": nvme.alloc(PAGE), which: 0x7000000000}
+    assert nvme.admin.run(ADMIN_DOORBELL_BUFFER, **buffers).status == DATA_TRANSFER_ERROR
+    for _ in range(5):
+        sq.ok(IO_FLUSH, nsid=1)
+    assert not nvme.csts & CSTS_CFS
+
+
+def moved_shadows(nvme, doorbells, sq, values):
+    """Configures new buffers while a queue is in use. Returns what the new one holds for it."""
+    doorbells.shadow, doorbells.events = nvme.alloc(PAGE), nvme.alloc(PAGE)
+    nvme.memory.write(doorbells.shadow, bytes(PAGE))
+    nvme.memory.write(doorbells.events, bytes(PAGE))
+    nvme.memory.write(doorbells.shadow + 8 * sq.qid, struct.pack("<II", *values))
+    nvme.admin.ok(ADMIN_DOORBELL_BUFFER, prp1=doorbells.shadow, prp2=doorbells.events)
+    return struct.unpack("<II", nvme.memory.read(doorbells.shadow + 8 * sq.qid, 8))
+
+
+def test_shadows_move(config):
+    """Old ring entries do not run again: empty buffers are given the positions of the queues."""
+    nvme = config
+    doorbells = configure(nvme)
+    sq = nvme.create_pair(1, 16)
+    disk = Namespace(nvme, sq)
+    for turn in range(6):
+        for i in range(19):
+            disk.write(i, pattern(512, 100 * turn + i))
+        before = sq.tail, sq.cq.head
+        assert moved_shadows(nvme, doorbells, sq, (0, 0)) == before
+        nvme.identify(CNS_CONTROLLER)
+        sq.ok(IO_FLUSH, nsid=1)
+        assert sq.cq.pop() is None
+        for i in range(19):
+            assert disk.read(i, 512) == pattern(512, 100 * turn + i)
+
+
+def test_shadows_that_the_host_has_written_before(config):
+    """A tail that is in the new buffer already is newer than what the controller knows."""
+    nvme = config
+    doorbells = configure(nvme)
+    sq = nvme.create_pair(1, 16)
+    for _ in range(3):
+        sq.ok(IO_FLUSH, nsid=1)
+    cid = sq.put(IO_FLUSH, nsid=1)
+    values = sq.tail, sq.cq.head
+    assert moved_shadows(nvme, doorbells, sq, values) == values
+    assert sq.wait(cid).status == SUCCESS
+
+
+# The level of an interrupt is that of the queue as it is, with shadows too.
+
+@pytest.fixture(params=[INTX, MSI])
+def masked(request, config):
+    """A queue with shadow doorbells and a completion that nobody has read, interrupts masked."""
+    nvme = config
+    if request.param == MSI:
+        nvme.enable_msi()
+    else:
+        nvme.set_eventfds(INTX, 1)
+    nvme.set_queue_count(1)
+    nvme.doorbells = configure(nvme)
+    sq = nvme.create_sq(1, nvme.create_cq(1, vector=0))
+    sq.cq.vector = None
+    sq.ok(IO_FLUSH, nsid=1)
+    nvme.write(INTMS, 1)
+    nvme.interrupts()
+    cid = sq.submit(IO_FLUSH, nsid=1)
+    nvme.poll(lambda: nvme.memory.read(sq.cq.addr + 16 * sq.cq.head + 14, 1)[0] & 1,
+              "no completion")
+    return nvme, sq, cid
+
+
+def test_unmasked_with_entries_left(masked):
+    nvme, sq, cid = masked
+    nvme.write(INTMC, 1)
+    assert nvme.interrupts() == 1
+    assert sq.wait(cid).status == SUCCESS
+
+
+def test_unmasked_without_entries_left(masked):
+    """The host has read them, and told only the shadow."""
+    nvme, sq, cid = masked
+    nvme.doorbells.nvme = SimpleNamespace(memory=nvme.memory, doorbell_by_message=lambda *_: None)
+    assert sq.wait(cid).status == SUCCESS
+    nvme.write(INTMC, 1)
+    assert nvme.interrupts() == 0
+    assert not nvme.client.read_int(CONFIG, 6, 2) & INTERRUPT_STATUS

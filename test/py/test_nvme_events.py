@@ -55,6 +55,21 @@ def test_event_before_the_request(nvme, admin):
     assert event(admin.run(ADMIN_AER)) == (EVENT_ERROR, EVENT_BAD_DOORBELL, LOG_ERROR)
 
 
+@pytest.mark.parametrize("value", [64, 0xFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("of_cq", [0, 1])
+def test_bad_doorbell_values(nvme, admin, of_cq, value):
+    """Any value, and the same one each time that it is written, or comes back (5.2)."""
+    sq = nvme.create_pair(1)
+    good = (sq.tail, sq.cq.head)[of_cq]
+    for between in (False, True, False):
+        nvme.doorbell(2 + of_cq, value)
+        assert event(admin.run(ADMIN_AER)) == (EVENT_ERROR, 1, LOG_ERROR)
+        if between:
+            nvme.doorbell(2 + of_cq, good)
+            nvme.identify(CNS_CONTROLLER)
+        read_log(nvme, LOG_ERROR)
+
+
 def test_events_of_a_type_wait_for_their_log_page(nvme, admin):
     """After an event its type is masked, until the log page is read (5.2)."""
     cids = [admin.submit(ADMIN_AER) for _ in range(2)]

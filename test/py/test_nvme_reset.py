@@ -7,10 +7,12 @@ import random
 
 import pytest
 
+from test_nvme_admin import get_log
 from vfiouser.nvme import Namespace, Nvme, pattern
-from vfiouser.nvme_spec import (ADMIN_SET_FEATURES, CC, CC_SHN_NORMAL, CNS_CONTROLLER, CSTS_RDY,
-                                CSTS_SHST_DONE, CSTS_SHST_MASK, FEAT_WRITE_CACHE, FUA, IO_FLUSH,
-                                IO_READ, IO_WRITE, SUCCESS)
+from vfiouser.nvme_spec import (ACQ, ADMIN_AER, ADMIN_GET_FEATURES, ADMIN_SET_FEATURES, AQA, ASQ,
+                                CC, CC_SHN_NORMAL, CNS_CONTROLLER, CSTS, CSTS_RDY, CSTS_SHST_DONE,
+                                CSTS_SHST_MASK, FEAT_ASYNC_EVENTS, FEAT_WRITE_CACHE, FUA, INTMS,
+                                IO_FLUSH, IO_READ, IO_WRITE, LOG_ERROR, LOG_SMART, SUCCESS)
 from vfiouser.wire import CONFIG
 
 SIZE = 32 << 10
@@ -75,6 +77,41 @@ def test_registers_after_reset(nvme, reset):
     assert nvme.read(0x24) == 0 and nvme.read(0x28, 8) == 0 and nvme.read(0x30, 8) == 0
     if reset == "function":
         assert nvme.client.read_int(CONFIG, 4, 2) & 0x0006 == 0
+
+
+def smart(nvme):
+    """Power cycles, unsafe shutdowns, error log entries (figure 194)."""
+    data = get_log(nvme, LOG_SMART, 512)
+    return [int.from_bytes(data[at:at + 16], "little") for at in (112, 144, 176)]
+
+
+@pytest.mark.parametrize("shut_down", [False, True])
+def test_next_client_meets_a_controller_after_a_reset(nvme_server, shut_down):
+    """Nothing of the last host is left, but what its disk counts."""
+    client = nvme_server.client()
+    nvme = Nvme(client)
+    nvme.start_io()
+    before = smart(nvme)
+    nvme.queues[1].run(0x7F, nsid=1)
+    nvme.admin.ok(ADMIN_SET_FEATURES, cdw10=FEAT_ASYNC_EVENTS, cdw11=2)
+    nvme.admin.ok(ADMIN_SET_FEATURES, cdw10=FEAT_WRITE_CACHE, cdw11=0)
+    nvme.doorbell(2 * 40, 1)
+    nvme.write(INTMS, 0xFF)
+    if shut_down:
+        nvme.write(CC, nvme.read(CC) | CC_SHN_NORMAL)
+        nvme.poll(lambda: nvme.csts & CSTS_SHST_MASK == CSTS_SHST_DONE, "no end of the shutdown")
+    client.close()
+    nvme = Nvme(nvme_server.client())
+    for register in (INTMS, CC, CSTS, AQA, ASQ, ASQ + 4, ACQ, ACQ + 4):
+        assert nvme.read(register) == 0, hex(register)
+    nvme.start()
+    assert nvme.admin.ok(ADMIN_GET_FEATURES, cdw10=FEAT_ASYNC_EVENTS).result == 0
+    assert nvme.admin.ok(ADMIN_GET_FEATURES, cdw10=FEAT_WRITE_CACHE).result == 1
+    request = nvme.admin.submit(ADMIN_AER)
+    assert not any(get_log(nvme, LOG_ERROR, 64))
+    assert (0, request) not in nvme.done
+    cycles, unsafe, errors = smart(nvme)
+    assert cycles == before[0] + 1 and unsafe == before[1] + (not shut_down) and errors > before[2]
 
 
 def test_namespace_keeps_its_bytes(nvme, disk):

@@ -17,27 +17,13 @@ from vfiouser import wire
 from vfiouser.channel import TIMEOUT
 from vfiouser.client import Client
 from vfiouser.memory import Slot
+from vfiouser.qemu_expects import QEMU_EXPECTS
 from vfiouser.server import Server
 from vfiouser.wire import (ACTION_TRIGGER, ACTION_UNMASK, CONFIG, DATA_EVENTFD, DATA_NONE, INTX,
                            MAP_RW, Cmd)
 
 BAR2 = 2
 OUT0_7, IN0_7, IRQ_CTL, FILTERS, OUT8_15, IN8_15, IRQ_STATUS = range(7)
-
-QEMU_EXPECTS = [
-    "adding DMA region [0, 0xc0000) offset=0 flags=0x3",
-    "devinfo flags 0x3, num_regions 9, num_irqs 5",
-    *(f"region_info[{i}] offset 0 flags 0 size 0 argsz 32" for i in (0, 1, 3, 4, 5)),
-    *(f"region_info[{i}] offset 0 flags 0x3 size 256 argsz 32" for i in (2, 7)),
-    "region7: read 256 bytes at 0",
-    "region7: read 0 from (0x30:4)",
-    "cleared EROM",
-    "I/O space enabled",
-    "memory space enabled",
-    "SERR# enabled",
-    "region7: wrote 0x103 to (0x4:2)",
-    "region2: wrote 0 to (0x1:1)",
-]
 
 
 class Relay:

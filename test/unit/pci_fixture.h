@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "device/pci_config.h"
+#include "pci/pci.h"
 #include "pci_caps/ats.h"
 #include "pci_caps/pasid.h"
 #include "pci_caps/pri.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The kinds of capability, and what a guest may write in each (PCI 6.7, 6.8; PCIe 7.5, 7.7). */
-#include "device/pci_caps.h"
+#include "pci/pci_internal.h"
 
 #include "pci_caps/ats.h"
 #include "pci_caps/pasid.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The lists of capabilities (PCI 6.7, PCIe 7.6.3): adding, linking, finding. */
-#include "device/pci_caps.h"
+#include "pci/pci_internal.h"
 
 #include <errno.h>
 #include <string.h>

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef VFU_DEVICE_PCI_CONFIG_H
-#define VFU_DEVICE_PCI_CONFIG_H
+/*
+ * The configuration space of a PCI function: its registers, its capabilities, and what writes and
+ * resets do to them. It knows nothing of contexts and clients: what it asks of the device goes
+ * through struct pci_config_ops. Control thread.
+ */
+#ifndef VFU_PCI_PCI_H
+#define VFU_PCI_PCI_H
 
 #include "libvfio-user.h"
 #include "util/log.h"
@@ -150,4 +155,4 @@ void pci_pri_event(struct pci_config *pci, enum pci_pri_event event);
 /* Disabled with requests outstanding: Stopped reads 0 until PCI_PRI_STOPPED. */
 void pci_pri_stopping(struct pci_config *pci);
 
-#endif /* VFU_DEVICE_PCI_CONFIG_H */
+#endif /* VFU_PCI_PCI_H */

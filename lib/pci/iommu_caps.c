@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The registers of ATS (PCIe 10.5.1), PRI (10.5.2) and PASID (7.8.9). */
-#include "device/pci_caps.h"
+#include "pci/pci_internal.h"
 
 #include "pci_caps/ats.h"
 #include "pci_caps/pasid.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#ifndef VFU_DEVICE_PCI_CAPS_H
-#define VFU_DEVICE_PCI_CAPS_H
+#ifndef VFU_PCI_INTERNAL_H
+#define VFU_PCI_INTERNAL_H
 
-#include "device/pci_config.h"
+#include "pci/pci.h"
 
 /* One write by the guest, of any width and offset. */
 struct pci_write {
@@ -66,12 +66,12 @@ const struct pci_cap *pci_cap_find(const struct pci_config *pci, bool extended, 
 /* Fills in the capability's part of the masks. */
 void pci_cap_init_masks(struct pci_config *pci, const struct pci_cap *cap);
 
-/* In pci_header.c: the header's part, from the BARs; the type bits of a BAR; the log of a write. */
+/* In header.c: the header's part, from the BARs; the type bits of a BAR; the log of a write. */
 void pci_header_init_masks(struct pci_config *pci);
 void pci_header_init_bar(struct pci_config *pci, int index);
 void pci_header_written(const struct pci_config *pci, const struct pci_write *write);
 
-/* In pci_iommu_caps.c */
+/* In iommu_caps.c */
 extern const uint8_t pci_ats_writable[], pci_pri_writable[], pci_pri_clearable[];
 extern const uint8_t pci_pasid_writable[];
 void pci_ats_adapt(const uint8_t *cap, const struct pci_masks *masks);
@@ -86,4 +86,4 @@ void pci_ats_reset(uint8_t *cap);
 void pci_pri_reset(uint8_t *cap);
 void pci_pasid_reset(uint8_t *cap);
 
-#endif /* VFU_DEVICE_PCI_CAPS_H */
+#endif /* VFU_PCI_INTERNAL_H */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The header of configuration space (PCI 6.1, 6.2): what a guest may write there. */
-#include "device/pci_caps.h"
+#include "pci/pci_internal.h"
 
 #include <string.h>
 

@@ -2,12 +2,12 @@
 /*
  * Configuration space: who serves which byte, and what writes and resets do to the bits.
  *
- * Masks say of every bit what may happen to it (pci_header.c, pci_cap_types.c). One loop writes and
+ * Masks say of every bit what may happen to it (header.c, cap_types.c). One loop writes and
  * one loop resets, for all registers there are.
  */
-#include "device/pci_config.h"
+#include "pci/pci.h"
 
-#include "device/pci_caps.h"
+#include "pci/pci_internal.h"
 
 #include <errno.h>
 #include <stdlib.h>
