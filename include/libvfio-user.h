@@ -281,7 +281,8 @@ typedef ssize_t(vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx, char *buf, size_t co
  * @mmap_areas: parts that the client may map: iov_base is the offset, iov_len the length, bytes;
  *   copied. NULL with a descriptor means the whole region.
  * @nr_mmap_areas: entries of @mmap_areas, at most 4096.
- * @fd: file that backs the region, or -1. Neither duplicated nor closed.
+ * @fd: file that backs the region, or -1. Neither duplicated nor closed. A client that has gone
+ *   still holds it: vfu_set_region_file() gives the next client another.
  * @offset: where in the file the region begins, bytes.
  *
  * Returns 0, or -1 with errno:
@@ -302,7 +303,8 @@ int vfu_setup_region(vfu_ctx_t *vfu_ctx, int region_idx, size_t size,
  * @region_idx: VFU_PCI_DEV_*_REGION_IDX.
  * @fd: the eventfd, or -1. Neither duplicated nor closed. The client gets the same file description
  *      and may clear O_NONBLOCK, or read the counter after a poll(2) of the device: read with
- *      preadv2(2) and RWF_NOWAIT, or not at all (EPOLLET), where a wait would hold the device.
+ *      preadv2(2) and RWF_NOWAIT, or not at all (EPOLLET), where a wait would hold the device. A
+ *      client that has gone still holds it: see libvfio-user-session.h.
  * @gpa_offset: bytes from the start of the region.
  * @size: bytes of the write that matches.
  * @flags: as of KVM_IOEVENTFD, passed on.

@@ -121,6 +121,9 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     if (vfu_ctx->quiesce.request != NULL) {
         request_drop(vfu_ctx->quiesce.request);
     }
+    if (session_is_open(&vfu_ctx->session)) {
+        session_break(&vfu_ctx->session, -ENOTCONN);
+    }
     dma_command_forget_all(vfu_ctx);
     if (vfu_ctx->reset != NULL) {
         vfu_ctx->reset(vfu_ctx, VFU_RESET_LOST_CONN);

@@ -25,17 +25,21 @@ void regions_init(struct vfu_ctx *ctx)
     }
 }
 
+static void free_ioeventfds(struct region *region)
+{
+    struct ioeventfd *io;
+
+    while ((io = LIST_FIRST(&region->ioeventfds)) != NULL) {
+        LIST_REMOVE(io, link);
+        free(io);
+    }
+}
+
 void regions_destroy(struct vfu_ctx *ctx)
 {
     for (int i = 0; i < VFU_PCI_DEV_NUM_REGIONS; i++) {
-        struct region *region = &ctx->regions[i];
-        struct ioeventfd *io;
-
-        while ((io = LIST_FIRST(&region->ioeventfds)) != NULL) {
-            LIST_REMOVE(io, link);
-            free(io);
-        }
-        free(region->areas);
+        free_ioeventfds(&ctx->regions[i]);
+        free(ctx->regions[i].areas);
     }
 }
 
@@ -152,6 +156,49 @@ int region_setup(struct vfu_ctx *ctx, int index, const struct region_setup *setu
     region->fd = setup->fd;
     region->fd_offset = setup->fd_offset;
     return 0;
+}
+
+/* Returns -EBUSY while a client is served: it has the old descriptors, and would keep them. */
+static int check_between_clients(struct vfu_ctx *ctx, const char *function, int64_t index)
+{
+    if (index < 0 || index >= VFU_PCI_DEV_NUM_REGIONS) {
+        log_err(&ctx->log, "%s: there is no region %" PRIi64 ": refused with EINVAL", function,
+                index);
+        return -EINVAL;
+    }
+    if (session_is_open(&ctx->session) && session_error(&ctx->session) == 0) {
+        log_err(&ctx->log, "%s: region %" PRIi64 ": a client is attached: refused with EBUSY",
+                function, index);
+        return -EBUSY;
+    }
+    return 0;
+}
+
+int region_set_file(struct vfu_ctx *ctx, int index, int fd, uint64_t offset)
+{
+    int err = check_between_clients(ctx, "vfu_set_region_file", index);
+
+    if (err < 0) {
+        return err;
+    }
+    if (ctx->regions[index].nr_areas == 0) {
+        log_err(&ctx->log, "vfu_set_region_file: region %d was set up without a file: refused with "
+                "EINVAL", index);
+        return -EINVAL;
+    }
+    ctx->regions[index].fd = fd;
+    ctx->regions[index].fd_offset = offset;
+    return 0;
+}
+
+int region_remove_ioeventfds(struct vfu_ctx *ctx, uint32_t index)
+{
+    int err = check_between_clients(ctx, "vfu_remove_ioeventfds", index);
+
+    if (err == 0) {
+        free_ioeventfds(&ctx->regions[index]);
+    }
+    return err;
 }
 
 ssize_t region_call_device(struct vfu_ctx *ctx, const struct region *region, char *buf,
@@ -408,7 +455,7 @@ int region_command_info(struct vfu_ctx *ctx, struct request *req)
         return -EINVAL;
     }
     region = &ctx->regions[in.index];
-    if (region->nr_areas > 0 && region->size > 0) {
+    if (region->fd != -1 && region->nr_areas > 0 && region->size > 0) {
         caps = sizeof(*sparse) + region->nr_areas * sizeof(sparse->areas[0]);
     }
     full = sizeof(*out) + caps;

@@ -50,6 +50,10 @@ void regions_destroy(struct vfu_ctx *ctx);
 int region_setup(struct vfu_ctx *ctx, int index, const struct region_setup *setup);
 int region_add_ioeventfd(struct vfu_ctx *ctx, uint32_t index, const struct ioeventfd *io);
 
+/* Between clients: 0, -EINVAL or -EBUSY. See libvfio-user-session.h. */
+int region_set_file(struct vfu_ctx *ctx, int index, int fd, uint64_t offset);
+int region_remove_ioeventfds(struct vfu_ctx *ctx, uint32_t index);
+
 /* One access by the client: count, or a negative errno. */
 ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, size_t count,
                       uint64_t offset, bool is_write);

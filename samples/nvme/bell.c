@@ -52,7 +52,7 @@ int bells_setup(struct nvme *nvme)
     for (unsigned i = 0; i < 2 * (nvme->config.nr_queues + 1); i++) {
         size_t offset = NVME_REG_END + (size_t)i * size;
 
-        if (vfu_create_ioeventfd(nvme->ctx, VFU_PCI_DEV_BAR0_REGION_IDX, bell_of(nvme, i / 2),
+        if (vfu_create_ioeventfd(nvme->ctx, REGISTER_BAR, bell_of(nvme, i / 2),
                                  offset, size, 0, 0, nvme->doorbell_fd, offset) != 0) {
             return -1;
         }

@@ -15,6 +15,7 @@
 #include "controller.h"
 #include "identity.h"
 #include "libvfio-user-iommu.h"
+#include "libvfio-user-session.h"
 #include "libvfio-user.h"
 #include "memory.h"
 #include "queue.h"
@@ -30,6 +31,7 @@
 #define NVME_MAX_TRANSFER ((uint64_t)1 << (NVME_MDTS + NVME_PAGE_SHIFT))
 #define NVME_OUI 0x525400 /* QEMU's, as is the PCI identity */
 #define NVME_MSI_VECTORS 32u
+#define REGISTER_BAR VFU_PCI_DEV_BAR0_REGION_IDX
 /* With the doorbell page as many descriptors as clients take with a message that say nothing else. */
 #define NVME_MAX_BELLS 7u
 
@@ -86,8 +88,9 @@ struct nvme {
     bool attached; /* a client is */
     int signal_fd;
     struct interrupts interrupts;
-    struct doorbells *doorbells; /* the page of BAR 0 */
-    int doorbell_fd;
+    struct doorbells *doorbells; /* the page of BAR 0: shared with the client, or this one */
+    struct doorbells own_doorbells;
+    int doorbell_fd; /* -1: nothing is shared */
     int bells[NVME_MAX_BELLS]; /* eventfds */
     unsigned nr_bells;
     bool told_bus_master; /* that it is off, since it has been */
@@ -156,6 +159,14 @@ int pci_setup(struct nvme *nvme);
 void pci_sync(struct nvme *nvme);
 /* What the driver has switched on is off again. Control thread. */
 void pci_reset(struct nvme *nvme);
+
+/* share.c: what the client gets of us. 0, or -1 with errno. */
+void share_init(struct nvme *nvme);
+int share_open(struct nvme *nvme);
+/* For the next client. The controller is off, and no worker hears a bell. Control thread. */
+void share_renew(struct nvme *nvme);
+/* The page and the bells. */
+void share_close(struct nvme *nvme);
 
 /* bell.c: 0, or -1 with errno. */
 int bells_setup(struct nvme *nvme);

@@ -2,10 +2,7 @@
 /* The PCI function: identity, capabilities, BARs, and what the driver has switched on. */
 #include "nvme.h"
 
-#include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 /*
  * Nobody's identity: drivers go by the class. That of QEMU's own controller would have Linux work
@@ -19,7 +16,6 @@
 #define CLASS_NVM 0x08
 #define CLASS_NVME 0x02
 
-#define REGISTER_BAR VFU_PCI_DEV_BAR0_REGION_IDX
 #define REGISTER_BAR_SIZE 0x4000
 #define MSIX_BAR VFU_PCI_DEV_BAR4_REGION_IDX
 #define MSIX_BAR_SIZE 0x2000
@@ -72,31 +68,12 @@ static ssize_t access_registers(vfu_ctx_t *ctx, char *buf, size_t count, loff_t 
     return controller_access(nvme, buf, count, (uint64_t)offset, is_write);
 }
 
-/* The doorbells lie in the file where they lie in the BAR, so that a client can map them. */
-static int setup_doorbells(struct nvme *nvme)
-{
-    void *page;
-
-    nvme->doorbell_fd = memfd_create("nvme-doorbells", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (nvme->doorbell_fd < 0 || ftruncate(nvme->doorbell_fd, NVME_REG_END + DOORBELL_PAGE) != 0 ||
-        fcntl(nvme->doorbell_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-        return -1;
-    }
-    page = mmap(NULL, DOORBELL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, nvme->doorbell_fd,
-                NVME_REG_END);
-    if (page == MAP_FAILED) {
-        return -1;
-    }
-    nvme->doorbells = page;
-    return 0;
-}
-
 static int setup_regions(struct nvme *nvme)
 {
     struct iovec doorbells = { .iov_base = (void *)NVME_REG_END, .iov_len = DOORBELL_PAGE };
     bool poll = nvme->config.poll;
 
-    if (setup_doorbells(nvme) != 0 ||
+    if (share_open(nvme) != 0 ||
         vfu_setup_region(nvme->ctx, REGISTER_BAR, REGISTER_BAR_SIZE, access_registers,
                          VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM | VFU_REGION_FLAG_64_BITS,
                          poll ? &doorbells : NULL, poll, poll ? nvme->doorbell_fd : -1, 0) != 0) {

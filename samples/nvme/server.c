@@ -8,7 +8,6 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 
 static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
@@ -39,6 +38,7 @@ static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
         nvme->identity = nvme->own_identity;
         nvme->told_bus_master = false;
         admin_power_cycle(nvme, in_use);
+        share_renew(nvme);
     }
     return 0;
 }
@@ -87,13 +87,7 @@ static void close_all(struct nvme *nvme)
     vfu_destroy_ctx(nvme->ctx);
     nvme->ctx = NULL;
     migration_destroy(nvme);
-    if (nvme->doorbells != NULL) {
-        munmap(nvme->doorbells, DOORBELL_PAGE);
-    }
-    if (nvme->doorbell_fd >= 0) {
-        close(nvme->doorbell_fd);
-    }
-    bells_close(nvme);
+    share_close(nvme);
     if (nvme->signal_fd >= 0) {
         close(nvme->signal_fd);
     }
@@ -107,7 +101,7 @@ int server_start(struct nvme *nvme)
 {
     int err;
 
-    nvme->doorbell_fd = -1;
+    share_init(nvme);
     /* Before the workers start: they inherit the mask. */
     nvme->signal_fd = service_open_signals();
     controller_init(nvme);

@@ -3,11 +3,16 @@
  * The device. Its doorbells are ioeventfds: who writes one signals an eventfd, which a thread waits
  * for, and nothing comes by the socket. An eventfd does not say what was written: with a shadow,
  * the value is put into memory that both sides share, before the signal.
+ *
+ * Each client gets eventfds and memory of its own, because a client that has gone keeps those that
+ * it got: see libvfio-user-session.h.
  */
 
 #include "doorbell.h"
 
 #include "../common/service.h"
+#include "../common/shared_memory.h"
+#include "libvfio-user-session.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -24,6 +29,7 @@
 #define CLASS_OTHER 0xff
 #define INTERRUPT 0
 #define SHADOW_SIZE 4096
+#define BAR VFU_PCI_DEV_BAR0_REGION_IDX
 
 /* Written by the thread and by messages, read by messages. */
 struct doorbell {
@@ -36,6 +42,9 @@ struct device {
     struct doorbell doorbells[NR_DOORBELLS];
     _Atomic uint32_t *shadow; /* what was written, for each doorbell; NULL: none */
     int shadow_fd;
+    bool wants_shadow;
+    pthread_t thread; /* waits for the doorbells, if running is set */
+    bool running;
     int stop_fd; /* eventfd: ends the thread */
     int signal_fd;
     bool attached;
@@ -169,15 +178,15 @@ static ssize_t access_registers(vfu_ctx_t *ctx, char *buf, size_t count, loff_t 
 }
 
 /*
- * Set-up
+ * What the client gets of the device
  */
 
 static int make_shadow(struct device *device)
 {
     void *shadow;
 
-    device->shadow_fd = memfd_create("shadow doorbells", MFD_CLOEXEC);
-    if (device->shadow_fd < 0 || ftruncate(device->shadow_fd, SHADOW_SIZE) != 0) {
+    device->shadow_fd = shared_memory_create("shadow doorbells", SHADOW_SIZE);
+    if (device->shadow_fd < 0) {
         return -1;
     }
     shadow = mmap(NULL, SHADOW_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, device->shadow_fd, 0);
@@ -188,19 +197,35 @@ static int make_shadow(struct device *device)
     return 0;
 }
 
-static int make_descriptors(struct device *device, bool shadow)
+static int make_descriptors(struct device *device)
 {
-    device->stop_fd = eventfd(0, EFD_CLOEXEC);
     for (size_t i = 0; i < NR_DOORBELLS; i++) {
         device->doorbells[i].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (device->doorbells[i].fd < 0) {
             return -1;
         }
     }
-    if (device->stop_fd < 0 || (shadow && make_shadow(device) != 0)) {
-        return -1;
+    return device->wants_shadow ? make_shadow(device) : 0;
+}
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
     }
-    return 0;
+}
+
+static void close_descriptors(struct device *device)
+{
+    for (size_t i = 0; i < NR_DOORBELLS; i++) {
+        close_fd(&device->doorbells[i].fd);
+    }
+    close_fd(&device->shadow_fd);
+    if (device->shadow != NULL) {
+        munmap((void *)device->shadow, SHADOW_SIZE);
+        device->shadow = NULL;
+    }
 }
 
 static int add_doorbells(struct device *device)
@@ -209,7 +234,7 @@ static int add_doorbells(struct device *device)
         const size_t offset = i * sizeof(uint32_t);
 
         /* No flags: whatever is written with this size signals. A shadow_fd of -1 is none. */
-        if (vfu_create_ioeventfd(device->ctx, VFU_PCI_DEV_BAR0_REGION_IDX, device->doorbells[i].fd,
+        if (vfu_create_ioeventfd(device->ctx, BAR, device->doorbells[i].fd,
                                  DOORBELL_RING + offset, sizeof(uint32_t), 0, 0, device->shadow_fd,
                                  device->shadow_fd >= 0 ? offset : 0) != 0) {
             return -1;
@@ -217,6 +242,68 @@ static int add_doorbells(struct device *device)
     }
     return 0;
 }
+
+static int start_thread(struct device *device)
+{
+    int err = pthread_create(&device->thread, NULL, run_doorbells, device);
+
+    device->running = err == 0;
+    errno = err;
+    return err == 0 ? 0 : -1;
+}
+
+/* The thread uses the context and the descriptors, so it ends first. */
+static void stop_thread(struct device *device)
+{
+    uint64_t count;
+
+    if (device->running) {
+        eventfd_write(device->stop_fd, 1);
+        pthread_join(device->thread, NULL);
+        eventfd_read(device->stop_fd, &count);
+        device->running = false;
+    }
+}
+
+static int offer_doorbells(struct device *device)
+{
+    if (make_descriptors(device) != 0 || add_doorbells(device) != 0) {
+        return -1;
+    }
+    return start_thread(device);
+}
+
+static int withdraw_doorbells(struct device *device)
+{
+    stop_thread(device);
+    if (vfu_remove_ioeventfds(device->ctx, BAR) != 0) {
+        return -1;
+    }
+    close_descriptors(device);
+    return 0;
+}
+
+static int reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
+{
+    struct device *device = vfu_get_private(ctx);
+
+    if (type == VFU_RESET_LOST_CONN &&
+        (withdraw_doorbells(device) != 0 || offer_doorbells(device) != 0)) {
+        vfu_log(ctx, LOG_WARNING, "no ioeventfds for the next client: %s: it rings by messages",
+                strerror(errno));
+        (void)withdraw_doorbells(device);
+    }
+    for (size_t i = 0; i < NR_DOORBELLS; i++) {
+        struct doorbell *doorbell = &device->doorbells[i];
+
+        doorbell->value = doorbell->rings = doorbell->messages = 0;
+    }
+    return 0;
+}
+
+/*
+ * Set-up
+ */
 
 static void print_log(vfu_ctx_t *ctx, int level, const char *msg)
 {
@@ -234,12 +321,13 @@ static int set_up(struct device *device)
     }
     vfu_pci_set_id(ctx, DOORBELL_VENDOR_ID, DOORBELL_DEVICE_ID, 0, 0);
     vfu_pci_set_class(ctx, CLASS_OTHER, 0, 0);
-    if (vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, DOORBELL_BAR_SIZE, access_registers,
+    if (vfu_setup_region(ctx, BAR, DOORBELL_BAR_SIZE, access_registers,
                          VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0) != 0 ||
-        vfu_setup_device_nr_irqs(ctx, VFU_DEV_INTX_IRQ, 1) != 0 || add_doorbells(device) != 0) {
+        vfu_setup_device_nr_irqs(ctx, VFU_DEV_INTX_IRQ, 1) != 0 ||
+        vfu_setup_device_reset_cb(ctx, reset) != 0 || vfu_realize_ctx(ctx) != 0) {
         return -1;
     }
-    return vfu_realize_ctx(ctx);
+    return offer_doorbells(device);
 }
 
 /*
@@ -288,8 +376,7 @@ static int serve(struct device *device)
 
 static int run(struct device *device, const char *socket_path)
 {
-    pthread_t thread;
-    int err = set_up(device) != 0 ? -errno : -pthread_create(&thread, NULL, run_doorbells, device);
+    int err = set_up(device) == 0 ? 0 : -errno;
 
     if (err != 0) {
         fprintf(stderr, "shadow-ioeventfd: cannot set the device up: %s\n", strerror(-err));
@@ -297,42 +384,20 @@ static int run(struct device *device, const char *socket_path)
     }
     printf("shadow-ioeventfd: listening on %s\n", socket_path);
     fflush(stdout);
-    err = serve(device);
-    /* It uses the context, so it ends first. */
-    eventfd_write(device->stop_fd, 1);
-    pthread_join(thread, NULL);
-    return err;
-}
-
-static void close_descriptors(struct device *device)
-{
-    const int fds[] = { device->stop_fd, device->signal_fd, device->shadow_fd };
-
-    for (size_t i = 0; i < NR_DOORBELLS; i++) {
-        if (device->doorbells[i].fd >= 0) {
-            close(device->doorbells[i].fd);
-        }
-    }
-    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
-        if (fds[i] >= 0) {
-            close(fds[i]);
-        }
-    }
-    if (device->shadow != NULL) {
-        munmap((void *)device->shadow, SHADOW_SIZE);
-    }
+    return serve(device);
 }
 
 int device_run(const char *socket_path, bool shadow)
 {
-    struct device device = { .shadow_fd = -1, .stop_fd = -1, .signal_fd = -1 };
+    struct device device = { .wants_shadow = shadow, .shadow_fd = -1 };
     int err = -1;
 
     for (size_t i = 0; i < NR_DOORBELLS; i++) {
         device.doorbells[i].fd = -1;
     }
     device.signal_fd = service_open_signals();
-    if (device.signal_fd < 0 || make_descriptors(&device, shadow) != 0) {
+    device.stop_fd = eventfd(0, EFD_CLOEXEC);
+    if (device.signal_fd < 0 || device.stop_fd < 0) {
         fprintf(stderr, "shadow-ioeventfd: no descriptors: %s\n", strerror(errno));
     } else {
         device.ctx = service_listen("shadow-ioeventfd", socket_path, LIBVFIO_USER_FLAG_ATTACH_NB,
@@ -340,9 +405,14 @@ int device_run(const char *socket_path, bool shadow)
     }
     if (device.ctx != NULL) {
         err = run(&device, socket_path);
+        stop_thread(&device);
+        /* There is no next client to prepare for. */
+        vfu_setup_device_reset_cb(device.ctx, NULL);
         /* Descriptors that the library was given stay ours. */
         vfu_destroy_ctx(device.ctx);
     }
     close_descriptors(&device);
+    close_fd(&device.stop_fd);
+    close_fd(&device.signal_fd);
     return err == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

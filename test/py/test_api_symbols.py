@@ -22,9 +22,8 @@ def exported():
 
 def declared():
     names = set()
-    for header in ("libvfio-user.h", "libvfio-user-iommu.h", "libvfio-user-limits.h",
-                   "libvfio-user-events.h"):
-        text = (HERE.parents[1] / "include" / header).read_text(encoding="utf-8")
+    for header in (HERE.parents[1] / "include").glob("libvfio-user*.h"):
+        text = header.read_text(encoding="utf-8")
         text = re.sub(r"/\*.*?\*/|^ *#.*?[^\\]$", "", text, flags=re.DOTALL | re.MULTILINE)
         names |= set(re.findall(r"^[\w* ]+[ *(](vfu_\w+|dma_sg_size)\)?\(", text, re.MULTILINE))
     return {name for name in names if not name.endswith("_t")}

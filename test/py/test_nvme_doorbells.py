@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from vfiouser import wire
-from vfiouser.nvme import Namespace, pattern
+from vfiouser.nvme import Namespace, Nvme, pattern
 from vfiouser.nvme_spec import (ADMIN_DOORBELL_BUFFER, CNS_CONTROLLER, CSTS_CFS,
                                 DATA_TRANSFER_ERROR, DOORBELLS, INTMC, INTMS, INVALID_FIELD,
                                 IO_FLUSH, IO_READ, PAGE, PRP_OFFSET, SUCCESS)
@@ -61,6 +61,24 @@ def test_only_doorbells_are_mapped(nvme):
     _, fd, areas = sparse_areas(nvme.client)
     os.close(fd)
     assert all(area.offset >= DOORBELLS for area in areas)
+
+
+@POLL
+def test_mapping_of_a_client_that_has_gone(nvme_server, mapped):
+    """The next client has a page of its own: the old one cannot ring there, nor look into it."""
+    disk = Namespace(mapped, mapped.start_io())
+    disk.write(0, pattern(4096))
+    nvme_server.close_clients()
+    nvme = Nvme(nvme_server.client())
+    doorbells = MappedDoorbells(nvme.client)
+    nvme.ring_doorbell = doorbells.ring
+    sq = nvme.start_io()
+    for i in range(5):
+        mapped.ring_doorbell(2, sq.entries - 1)
+        assert doorbells.words[(DOORBELLS - doorbells.area.offset) // 4 + 2] == i
+        sq.ok(IO_FLUSH, nsid=1)
+    assert not nvme.csts & CSTS_CFS
+    doorbells.close()
 
 
 @POLL

@@ -9,7 +9,8 @@ import pytest
 from conftest import sample
 from vfiouser.hypervisor import MAX_DOORBELLS, Hypervisor, get_io_fds
 from vfiouser.nvme import Namespace, Nvme, pattern
-from vfiouser.nvme_spec import ADMIN_DELETE_CQ, ADMIN_DELETE_SQ, IO_FLUSH, IO_READ, SUCCESS
+from vfiouser.nvme_spec import (ADMIN_DELETE_CQ, ADMIN_DELETE_SQ, DOORBELLS, IO_FLUSH, IO_READ,
+                                SUCCESS)
 
 MEMORY = ("--namespace", "memory=64M", "--ioeventfd")
 MAX_FDS = 8  # the usual max_msg_fds
@@ -206,12 +207,22 @@ def test_reset_of_the_device(bells):
 
 
 def test_another_client(nvme_server, bells):
-    """Each gets the eventfds; what the one before still holds rings nothing."""
+    """Each gets a page and eventfds of its own: what the one before still holds does nothing."""
     flush(bells.start_io())
+    before = len(nvme_server.fds())
     nvme_server.close_clients()
     bells.hypervisor.ring(2, 7)
     nvme = Nvme(nvme_server.client())
     hypervisor = Hypervisor(nvme.client)
     nvme.ring_doorbell = hypervisor.ring
-    flush(nvme.start_io())
+    sq = nvme.start_io()
+    flush(sq)
+    tail = hypervisor.words[DOORBELLS // 4 + 2]
+    bells.hypervisor.ring(2, (tail + 1) % sq.entries)
+    flush(sq)
+    assert hypervisor.words[DOORBELLS // 4 + 2] == tail + 5
+    for old in bells.hypervisor.fds:
+        assert not any(os.path.sameopenfile(old, new) for new in hypervisor.fds
+                       if os.fstat(new).st_size)
+    assert len(nvme_server.fds()) == before
     hypervisor.close()

@@ -76,16 +76,22 @@ class Doorbells:
 
     def __init__(self, *args):
         self.server = Server(sample("shadow-ioeventfd"), "--device", *args)
-        self.client = self.server.client()
         self.irq = os.eventfd(0, os.EFD_NONBLOCK)
+        self.fds = []
+        self.attach()
+
+    def attach(self):
+        """The descriptors of an earlier client stay open."""
+        self.client = self.server.client()
         self.client.set_irqs(INTX, DATA_EVENTFD | ACTION_TRIGGER, fds=[self.irq])
         size = wire.REGION_IO_FDS.size + NR_DOORBELLS * wire.IOEVENTFD.size
         reply = self.client.request(Cmd.DEVICE_GET_REGION_IO_FDS, wire.REGION_IO_FDS.pack(
             argsz=size, flags=0, index=BAR0, count=0))
-        self.fds = reply.fds
+        old, self.fds = self.fds, reply.fds
         records = [wire.IOEVENTFD.unpack(reply.payload[at:at + wire.IOEVENTFD.size])
                    for at in range(wire.REGION_IO_FDS.size, size, wire.IOEVENTFD.size)]
         self.records = {record.gpa_offset // 4: record for record in records}
+        return old
 
     def close(self):
         for fd in [*self.fds, self.irq]:
@@ -150,10 +156,45 @@ def test_accesses_that_no_register_takes(doorbells, offset, size):
         doorbells.client.region_write(BAR0, offset, bytes(size))
 
 
-def test_doorbells_outlive_the_client(doorbells):
-    """The eventfds are the device's; who has them may ring when nobody is attached."""
+@pytest.mark.parametrize("number", range(NR_DOORBELLS))
+def test_doorbells_end_with_the_client(doorbells, number):
+    """Who rings and writes what an earlier client got reaches nothing of the next one."""
+    before = len(doorbells.server.fds())
+    doorbells.client.write_int(BAR0, 0, 5)
+    doorbells.wait_irq()
+    record = doorbells.records[number]
     doorbells.client.close()
-    doorbells.client = doorbells.server.client()
+    old = doorbells.attach()
+    assert [doorbells.read(reg, 0) for reg in (VALUE, RINGS, MESSAGES)] == [0, 0, 0]
+    os.pwrite(old[record.shadow_mem_fd_index], b"\xff" * 4, record.shadow_offset)
+    os.eventfd_write(old[record.fd_index], 1)
+    new = doorbells.records[number]
+    os.pwrite(doorbells.fds[new.shadow_mem_fd_index], b"\7\0\0\0", new.shadow_offset)
+    doorbells.ring(number)
+    doorbells.wait_irq()
+    assert (doorbells.read(VALUE, number), doorbells.read(RINGS, number)) == (7, 1)
+    # A device that listened to the old bells would have seen them by now.
+    doorbells.ring((number + 1) % NR_DOORBELLS)
+    doorbells.wait_irq()
+    assert (doorbells.read(VALUE, number), doorbells.read(RINGS, number)) == (7, 1)
+    assert len(doorbells.server.fds()) == before
+    for fd in old:
+        os.close(fd)
+
+
+def test_shadow_file_is_sealed(doorbells):
+    """A client that truncates it would end the device."""
+    fd = doorbells.fds[doorbells.records[0].shadow_mem_fd_index]
+    for size in (0, 1 << 20):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+
+
+def test_without_a_client_nothing_rings(doorbells):
+    """A client that has gone holds a descriptor of the session, no more."""
+    doorbells.client.close()
     doorbells.ring(0)
-    while doorbells.read(RINGS, 0) != 1:
-        pass
+    old = doorbells.attach()
+    assert doorbells.read(RINGS, 0) == 0
+    for fd in old:
+        os.close(fd)

@@ -156,6 +156,8 @@ PROTOTYPES = {
     "vfu_setup_irq_state_callback": (INT, c_int, CTX, c_int, IRQ_STATE),
     "vfu_irq_trigger": (INT, c_int, CTX, c_uint32),
     "vfu_irq_trigger_type": (INT, c_int, CTX, c_int, c_uint32),
+    "vfu_set_region_file": (INT, c_int, CTX, c_int, c_int, c_uint64),
+    "vfu_remove_ioeventfds": (INT, c_int, CTX, c_uint32),
     "vfu_setup_device_keep_state": (NEVER, None, CTX, c_bool),
     "vfu_setup_device_migration_callbacks": (INT, c_int, CTX, POINTER(MigrationCallbacks)),
     "vfu_pci_init": (INT, c_int, CTX, c_int, c_int, c_int),

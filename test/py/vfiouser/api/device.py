@@ -151,6 +151,12 @@ class Device:
         return self.lib.vfu_create_ioeventfd(self.ctx, region, fd, offset, size, flags, datamatch,
                                              shadow_fd, shadow_offset)
 
+    def set_region_file(self, region, fd, offset=0):
+        return self.lib.vfu_set_region_file(self.ctx, region, fd, offset)
+
+    def remove_ioeventfds(self, region):
+        return self.lib.vfu_remove_ioeventfds(self.ctx, region)
+
     # PCI
 
     def pci_init(self, kind=abi.EXPRESS, hdr_type=0, revision=0):
