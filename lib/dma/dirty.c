@@ -277,7 +277,7 @@ void dirty_mark(struct dma *dma, const struct dma_entry *entry, uint64_t offset,
     uint64_t first, last, word, nr_bits;
     struct dirty_leaf *leaf = NULL;
 
-    if (dma_dirty_page_size(dma) == 0 || length == 0) {
+    if (length == 0) {
         return;
     }
     if (entry_cached(entry)) {

@@ -270,7 +270,7 @@ void dirty_region_added(struct dma *dma, const struct dma_entry *region);
 void dirty_region_removed(struct dma *dma, const struct dma_entry *region);
 void dirty_region_finished(struct dma *dma, struct dma_entry *region);
 
-/* Marks bytes of a referenced entry, when logging is on. */
+/* Marks bytes of a referenced entry. The caller has seen that logging is on. */
 void dirty_mark(struct dma *dma, const struct dma_entry *entry, uint64_t offset, uint64_t length);
 
 #endif /* VFU_DMA_DMA_INTERNAL_H */

@@ -28,11 +28,16 @@ void thread_arrives(struct dma *dma)
     }
 }
 
+static __attribute__((noinline, cold)) void number_thread(struct dma *dma)
+{
+    thread_number = 1 + atomic_fetch_add_explicit(&nr_threads_seen, 1, memory_order_relaxed);
+    thread_arrives(dma);
+}
+
 static unsigned int my_shard(struct dma *dma)
 {
-    if (thread_number == 0) {
-        thread_arrives(dma);
-        thread_number = 1 + atomic_fetch_add_explicit(&nr_threads_seen, 1, memory_order_relaxed);
+    if (__builtin_expect(thread_number == 0, 0)) {
+        number_thread(dma);
     }
     return thread_number % REF_SHARDS;
 }

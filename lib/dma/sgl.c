@@ -151,7 +151,7 @@ int dma_sgl_get(struct dma *dma, const struct dma_sg *sgl, struct iovec *iov, si
 /* Of a referenced entry. */
 static void mark(struct dma *dma, const struct dma_sg *sg)
 {
-    if (sg->writeable) {
+    if (sg->writeable && atomic_load_explicit(&dma->dirty.page_size, memory_order_acquire) != 0) {
         dirty_mark(dma, sg->entry, sg->offset, sg->length);
     }
 }
