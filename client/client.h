@@ -29,6 +29,8 @@
 #include <sys/queue.h>
 #include <sys/uio.h>
 
+struct guard;
+
 #define CLIENT_MAX_DATA (1024u * 1024u)
 #define CLIENT_MAX_MESSAGE (CLIENT_MAX_DATA + 64)
 #define CLIENT_MAX_FDS 64
@@ -217,6 +219,14 @@ void client_forget_all(struct vfuc *client);
 int client_send_map(struct vfuc *client, const vfuc_memory_t *memory);
 int client_restore_irqs(struct vfuc *client);
 void client_clear_irqs(struct vfuc *client);
+
+/*
+ * guarded.c: keeps us alive when the server truncates a file that is mapped here. fd: of the file,
+ * which belongs to no file system of the server's. 0 or -errno.
+ */
+int client_guard(int fd, void *vaddr, uint64_t size, struct guard **guard);
+/* Before the mapping is unmapped; NULL is allowed. */
+void client_unguard(struct guard *guard);
 
 /* mapping.c: life_lock held. */
 int client_restore_mappings(struct vfuc *client);

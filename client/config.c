@@ -2,6 +2,8 @@
 /* Configuration space: its lists of capabilities are the server's word. */
 #include "client.h"
 
+#include "util/peer_file.h"
+
 #include <errno.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
@@ -92,7 +94,7 @@ int vfuc_config_capabilities(vfuc_t *client, vfuc_capability_t *list, uint32_t m
         n = -errno;
     }
     if (n >= 0 && info.fd != -1) {
-        close(info.fd);
+        peer_file_close(info.fd);
     }
     if (n >= 0 && info.size >= PCI_CFG_SPACE_EXP_SIZE) {
         uint32_t stored = (uint32_t)n < max ? (uint32_t)n : max;

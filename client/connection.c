@@ -2,6 +2,8 @@
 /* The socket: connecting, whole messages in and out, and the end of it. */
 #include "client.h"
 
+#include "util/peer_file.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -179,7 +181,7 @@ static void take_fds(struct msghdr *msg, struct inbox *inbox)
             if (inbox->nr_fds < CLIENT_MAX_FDS) {
                 inbox->fds[inbox->nr_fds++] = fd;
             } else {
-                close(fd);
+                peer_file_close(fd);
             }
         }
     }
@@ -240,7 +242,7 @@ void client_close_inbox(struct inbox *inbox)
 {
     for (size_t i = 0; i < inbox->nr_fds; i++) {
         if (inbox->fds[i] != -1) {
-            close(inbox->fds[i]);
+            peer_file_close(inbox->fds[i]);
         }
     }
     inbox->nr_fds = 0;

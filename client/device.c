@@ -2,6 +2,8 @@
 /* What the device is, and access to its regions. */
 #include "client.h"
 
+#include "util/peer_file.h"
+
 #include <errno.h>
 #include <linux/vfio.h>
 #include <string.h>
@@ -144,7 +146,7 @@ int vfuc_region_info(vfuc_t *client, uint32_t region, vfuc_region_info_t *info)
         client_log(client, "information about region %u is %s", region,
                    err == -E2BIG ? "more than this client takes" : "malformed");
         if (fd != -1) {
-            close(fd);
+            peer_file_close(fd);
         }
         return (int)client_result(err);
     }

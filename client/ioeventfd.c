@@ -3,6 +3,8 @@
 #include "client.h"
 #include "util/peer_eventfd.h"
 
+#include "util/peer_file.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -64,10 +66,10 @@ void vfuc_close_ioeventfds(vfuc_ioeventfd_t *list, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         if (list[i].fd != -1) {
-            close(list[i].fd);
+            peer_file_close(list[i].fd);
         }
         if (list[i].shadow_fd != -1) {
-            close(list[i].shadow_fd);
+            peer_file_close(list[i].shadow_fd);
         }
         list[i].fd = list[i].shadow_fd = -1;
     }
@@ -132,7 +134,7 @@ int vfuc_region_ioeventfds(vfuc_t *client, uint32_t region, vfuc_ioeventfd_t *li
         }
     }
     while (nr_fds > 0) {
-        close(fds[--nr_fds]);
+        peer_file_close(fds[--nr_fds]);
     }
     free(reply);
     return (int)client_result(r);

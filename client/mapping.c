@@ -2,6 +2,9 @@
 /* Regions mapped into this process: what may be is, the rest goes by messages. */
 #include "client.h"
 
+#include "util/peer_file.h"
+#include "util/sigbus.h"
+
 #include <errno.h>
 #include <linux/vfio.h>
 #include <stdlib.h>
@@ -17,6 +20,7 @@ struct vfuc_mapping {
     int prot;
     uint32_t nr_areas;
     vfuc_mapped_area_t areas[VFUC_MAX_AREAS];
+    struct guard *guards[VFUC_MAX_AREAS]; /* the server may truncate the file */
     LIST_ENTRY(vfuc_mapping) link;
 };
 
@@ -31,14 +35,33 @@ static void whole_region(vfuc_region_info_t *info)
     }
 }
 
+/* Memory only: another file may belong to a file system of the server that never answers. */
+static int check_kind(struct vfuc *client, uint32_t region, const vfuc_region_info_t *info)
+{
+    char kind[PEER_FILE_KIND_MAX];
+    int err = peer_file_check_memory(info->fd, NULL, kind);
+
+    if (err < 0) {
+        client_log(client, "region %u: its file is of kind '%s', not of memfd, tmpfs or hugetlbfs: "
+                   "not mapped (VFU_MEMORY_FILES=%s in the environment allows it)", region, kind,
+                   kind);
+    }
+    return err;
+}
+
 /* What the server offers has to be there: an access behind the end of a file is SIGBUS. */
 static int check_areas(struct vfuc *client, uint32_t region, const vfuc_region_info_t *info)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     struct stat st;
+    int err;
 
     if (info->nr_areas == 0) {
         return 0;
+    }
+    err = check_kind(client, region, info);
+    if (err < 0) {
+        return err;
     }
     if (fstat(info->fd, &st) == -1) {
         return -errno;
@@ -58,16 +81,29 @@ static int check_areas(struct vfuc *client, uint32_t region, const vfuc_region_i
     return 0;
 }
 
-static int map_area(const vfuc_region_info_t *info, uint32_t i, int prot, vfuc_mapped_area_t *area)
+/* Maps an area; in place, with a guard instead of the old one, when it was mapped before. */
+static int map_area(struct vfuc_mapping *mapping, const vfuc_region_info_t *info, uint32_t i)
 {
     const vfuc_mmap_area_t *from = &info->areas[i];
-    void *vaddr = mmap(area->vaddr, from->size, prot,
+    vfuc_mapped_area_t *area = &mapping->areas[i];
+    void *vaddr = mmap(area->vaddr, from->size, mapping->prot,
                        MAP_SHARED | (area->vaddr != NULL ? MAP_FIXED : 0), info->fd,
                        (off_t)(info->fd_offset + from->offset));
+    struct guard *guard;
+    int err;
 
     if (vaddr == MAP_FAILED) {
         return -errno;
     }
+    err = client_guard(info->fd, vaddr, from->size, &guard);
+    if (err < 0) {
+        if (area->vaddr == NULL) {
+            munmap(vaddr, from->size);
+        }
+        return err;
+    }
+    client_unguard(mapping->guards[i]);
+    mapping->guards[i] = guard;
     *area = (vfuc_mapped_area_t){ from->offset, from->size, vaddr };
     return 0;
 }
@@ -75,6 +111,7 @@ static int map_area(const vfuc_region_info_t *info, uint32_t i, int prot, vfuc_m
 static void unmap_areas(struct vfuc_mapping *mapping)
 {
     for (uint32_t i = 0; i < mapping->nr_areas; i++) {
+        client_unguard(mapping->guards[i]);
         munmap(mapping->areas[i].vaddr, mapping->areas[i].size);
     }
     mapping->nr_areas = 0;
@@ -86,7 +123,8 @@ static int map_areas(struct vfuc_mapping *mapping, const vfuc_region_info_t *inf
 
     for (uint32_t i = 0; i < info->nr_areas && err == 0; i++) {
         mapping->areas[i].vaddr = NULL;
-        err = map_area(info, i, mapping->prot, &mapping->areas[i]);
+        mapping->guards[i] = NULL;
+        err = map_area(mapping, info, i);
         mapping->nr_areas += err == 0;
     }
     return err;
@@ -103,7 +141,7 @@ static int ask(struct vfuc *client, uint32_t region, vfuc_region_info_t *info)
     whole_region(info);
     err = check_areas(client, region, info);
     if (err < 0) {
-        close(info->fd);
+        peer_file_close(info->fd);
     }
     return err;
 }
@@ -121,7 +159,7 @@ static int fill(struct vfuc_mapping *mapping)
         unmap_areas(mapping);
     }
     if (info.fd != -1) {
-        close(info.fd);
+        peer_file_close(info.fd);
     }
     return err;
 }
@@ -201,14 +239,14 @@ static int restore_mapping(struct vfuc_mapping *mapping)
         }
     }
     for (uint32_t i = 0; i < mapping->nr_areas && err == 0; i++) {
-        err = map_area(&info, i, mapping->prot, &mapping->areas[i]);
+        err = map_area(mapping, &info, i);
     }
     if (err == -ESTALE) {
         client_log(mapping->client, "region %u of the server that came back has other areas",
                    mapping->region);
     }
     if (info.fd != -1) {
-        close(info.fd);
+        peer_file_close(info.fd);
     }
     return err;
 }
@@ -232,6 +270,17 @@ uint32_t vfuc_mapping_areas(vfuc_mapping_t *mapping, vfuc_mapped_area_t *areas, 
         areas[i] = mapping->areas[i];
     }
     return mapping->nr_areas;
+}
+
+/* 0, or -EIO when the server has truncated the file of an area. */
+static int check_truncated(const struct vfuc_mapping *mapping)
+{
+    for (uint32_t i = 0; i < mapping->nr_areas; i++) {
+        if (guard_tripped(mapping->guards[i])) {
+            return -EIO;
+        }
+    }
+    return 0;
 }
 
 /*
@@ -300,6 +349,7 @@ static int access_region(vfuc_mapping_t *mapping, uint64_t offset, uint8_t *data
     if (count > UINT64_MAX - offset) {
         return (int)client_result(-EINVAL);
     }
+    guard_this_thread();
     while (count > 0) {
         uint64_t n = count;
         uint8_t *at = locate(mapping, offset, &n);
@@ -307,6 +357,7 @@ static int access_region(vfuc_mapping_t *mapping, uint64_t offset, uint8_t *data
 
         if (at != NULL && (mapping->prot & (is_write ? PROT_WRITE : PROT_READ))) {
             access_mapped(at, data, n, is_write);
+            r = (int)client_result(check_truncated(mapping));
         } else {
             n = MIN(n, atomic_load(&mapping->client->max_data));
             r = is_write

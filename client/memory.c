@@ -5,6 +5,8 @@
  */
 #include "client.h"
 
+#include "util/sigbus.h"
+
 #include <errno.h>
 #include <search.h>
 #include <stdlib.h>
@@ -20,7 +22,16 @@ struct range {
 struct known {
     struct range range; /* first: what is searched for is a range */
     vfuc_memory_t memory;
+    struct guard *guard; /* the server has the file, and may truncate it; NULL: it has not */
 };
+
+static void free_known(void *arg)
+{
+    struct known *entry = arg;
+
+    client_unguard(entry->guard);
+    free(entry);
+}
 
 static uint64_t space_number(const vfuc_memory_t *memory)
 {
@@ -68,6 +79,13 @@ int client_remember(struct vfuc *client, const vfuc_memory_t *memory)
         return -ENOMEM;
     }
     *entry = (struct known){ .range = range_of(memory), .memory = *memory };
+    if (memory->fd != -1 && memory->vaddr != NULL) {
+        result = client_guard(memory->fd, memory->vaddr, memory->size, &entry->guard);
+        if (result < 0) {
+            free(entry);
+            return result;
+        }
+    }
     pthread_mutex_lock(&client->memory_lock);
     node = tsearch(entry, &client->memory, compare);
     if (node == NULL) {
@@ -77,7 +95,7 @@ int client_remember(struct vfuc *client, const vfuc_memory_t *memory)
     }
     pthread_mutex_unlock(&client->memory_lock);
     if (result != 0) {
-        free(entry);
+        free_known(entry);
     }
     return result;
 }
@@ -104,7 +122,7 @@ void client_forget(struct vfuc *client, const vfuc_memory_t *memory, bool whole)
             range.last = entry->range.first - 1;
         } else {
             tdelete(entry, &client->memory, compare);
-            free(entry);
+            free_known(entry);
         }
     }
     pthread_mutex_unlock(&client->memory_lock);
@@ -149,6 +167,7 @@ int client_copy(struct vfuc *client, uint64_t iova, uint64_t len, void *data, bo
 {
     bool reached = false;
 
+    guard_this_thread();
     if (len == 0 || len - 1 > UINT64_MAX - iova) {
         return -EFAULT;
     }
@@ -203,7 +222,7 @@ ssize_t client_list_memory(struct vfuc *client, vfuc_memory_t **list)
 void client_forget_all(struct vfuc *client)
 {
     pthread_mutex_lock(&client->memory_lock);
-    tdestroy(client->memory, free);
+    tdestroy(client->memory, free_known);
     client->memory = NULL;
     pthread_mutex_unlock(&client->memory_lock);
 }

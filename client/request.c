@@ -2,6 +2,8 @@
 /* Commands and their replies, in both directions. */
 #include "client.h"
 
+#include "util/peer_file.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,7 +187,7 @@ static void abandon(struct vfuc *client, struct call *call)
 static void drop_fds(struct call *call)
 {
     while (call->nr_fds > 0) {
-        close(call->fds[--call->nr_fds]);
+        peer_file_close(call->fds[--call->nr_fds]);
     }
 }
 

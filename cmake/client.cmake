@@ -2,7 +2,7 @@
 # libvfio-user-client: the client library and its software IOMMU.
 
 vfu_glob(client_sources client/*.c client/*/*.c)
-vfu_glob(both_ends lib/wire/capabilities.c lib/wire/json.c lib/util/peer_eventfd*.c)
+vfu_glob(both_ends lib/wire/capabilities.c lib/wire/json.c lib/util/peer_*.c lib/util/sigbus.c)
 set(VFU_CLIENT_MAP ${PROJECT_SOURCE_DIR}/client/libvfio-user-client.map)
 set(VFU_HAVE_CLIENT OFF)
 

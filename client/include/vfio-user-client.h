@@ -193,12 +193,17 @@ typedef struct vfuc_mapped_area {
 
 /*
  * Maps what of a region may be mapped, which is nothing of most: then all of it goes by messages.
- * A server that shortens the file afterwards makes accesses to the areas SIGBUS.
+ * If the server shortens the file afterwards, accesses to the areas find zeroes, and
+ * vfuc_mapping_read() and vfuc_mapping_write() give EIO. The library handles SIGBUS for that; do not
+ * block the signal in threads that access the areas. A thread that calls vfuc_mapping_read() or
+ * vfuc_mapping_write() has it unblocked.
  *
  * @prot: PROT_READ, PROT_WRITE: what the areas are mapped for.
  *
  * Returns the mapping, to be freed by vfuc_region_munmap(), or NULL with errno: those of
  * vfuc_region_info() and mmap(2). EPROTO: areas that are not in the file, or not at a page's start.
+ * EPERM, ENODEV: the file is not of memfd, tmpfs or hugetlbfs, and its kind is not listed in the
+ * environment variable VFU_MEMORY_FILES: an access could wait for the server for ever.
  */
 vfuc_mapping_t *vfuc_region_mmap(vfuc_t *client, uint32_t region, int prot);
 
@@ -299,13 +304,17 @@ int vfuc_eventfd_take(int fd, uint64_t *count);
  * Memory that the device may reach
  */
 
+/*
+ * The server gets fd, and could shorten the file. Seal it: F_SEAL_SHRINK. Otherwise the library
+ * survives its own accesses to it, and where it has vaddr puts zeroes there, as for mapped regions.
+ */
 typedef struct vfuc_memory {
     uint64_t iova;
     uint64_t size; /* bytes */
     int prot; /* PROT_READ, PROT_WRITE: what the device may do */
     int fd; /* a memory file to share, which stays the caller's; -1: by messages only */
     uint64_t fd_offset;
-    void *vaddr; /* the same memory here, for messages; NULL only with an fd */
+    void *vaddr; /* the same memory here, for messages; NULL only with an fd; stays until unmapped */
     bool translated; /* of the translated space (IOMMU extension), where iova is an address */
     bool has_pasid; /* of the address space of a PASID */
     uint32_t pasid;

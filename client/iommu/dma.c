@@ -5,6 +5,8 @@
  */
 #include "iommu/iommu.h"
 
+#include "util/sigbus.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -97,6 +99,7 @@ static int run(struct transfer *t)
     struct vfuc_iommu *iommu = t->msg->iommu;
     bool allowed;
 
+    guard_this_thread();
     pthread_mutex_lock(&iommu->lock);
     allowed = !iommu->isolated && resolve(t);
     if (allowed) {

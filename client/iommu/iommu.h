@@ -40,6 +40,7 @@ _Static_assert(VFUC_IOMMU_READ == VFIO_USER_ATS_PERM_READ &&
 struct memory {
     vfuc_iommu_memory_t given; /* fd: ours; vaddr: set */
     bool mapped_here;          /* vaddr is ours to unmap */
+    struct guard *guard;       /* the server has the file, and may truncate it */
     bool there;                /* the server knows it, where that is needed */
 };
 

@@ -154,6 +154,7 @@ static int check(const vfuc_iommu_memory_t *given)
 
 static void release(struct memory *memory)
 {
+    client_unguard(memory->guard);
     if (memory->mapped_here) {
         munmap(memory->given.vaddr, memory->given.size);
     }
@@ -180,8 +181,11 @@ static int hold(struct memory *memory)
         err = given->vaddr == MAP_FAILED ? -errno : 0;
         memory->mapped_here = err == 0;
     }
+    if (err == 0) {
+        err = client_guard(given->fd, given->vaddr, given->size, &memory->guard);
+    }
     if (err < 0) {
-        close(given->fd);
+        release(memory);
     }
     return err;
 }

@@ -14,22 +14,9 @@
 #include "util/log.h"
 #include "util/peer_file.h"
 
-/* Page sizes that a file may claim; anything else is a file system's I/O hint gone wild. */
-#define PAGE_SIZE_MAX (1ull << 34)
-
 size_t system_page_size(void)
 {
     return (size_t)sysconf(_SC_PAGESIZE);
-}
-
-/* hugetlbfs reports its page size as the preferred block size. */
-static size_t page_size_of(const struct stat *st)
-{
-    uint64_t block = (uint64_t)st->st_blksize;
-    size_t page = system_page_size();
-    bool sane = st->st_blksize > 0 && block <= PAGE_SIZE_MAX && (block & (block - 1)) == 0;
-
-    return sane && block > page ? block : page;
 }
 
 static int check_access(const struct memfile_want *want, const struct logger *log)
@@ -56,7 +43,7 @@ static int check_end(const struct memfile_want *want, const struct logger *log)
 {
     uint64_t end = want->offset + want->size;
 
-    if (end < want->offset || end > (uint64_t)INT64_MAX - PAGE_SIZE_MAX) {
+    if (end < want->offset || end > (uint64_t)INT64_MAX - PEER_FILE_PAGE_MAX) {
         log_err(log,
                 "DMA_MAP: file range at offset %#" PRIx64 ", size %#" PRIx64
                 " is too far out: refused",
@@ -73,14 +60,32 @@ static int check_end(const struct memfile_want *want, const struct logger *log)
     return 0;
 }
 
+/* Asks nothing of the file's file system, which may be the client's own. */
+static int check_kind(const struct memfile_set *set, const struct memfile_want *want)
+{
+    char kind[PEER_FILE_KIND_MAX];
+    int ret = peer_file_check_memory(want->fd, set->limits->memory_files, kind);
+
+    if (ret == -EPERM) {
+        log_err(set->log,
+                "DMA_MAP: fd %d is a file of kind '%s', not of memfd, tmpfs or hugetlbfs: refused "
+                "with EPERM (VFU_MEMORY_FILES=%s in the environment allows it)",
+                want->fd, kind, kind);
+    } else if (ret < 0) {
+        log_err(set->log,
+                "DMA_MAP: fd %d is a pipe, a socket, an eventfd or the like: refused with ENODEV",
+                want->fd);
+    }
+    return ret;
+}
+
 int memfile_probe(const struct memfile_set *set, struct memfile_want *want)
 {
     struct stat st;
     int ret = check_access(want, set->log);
 
-    /* Before any call that the file system of the file answers. */
     if (ret == 0) {
-        ret = peer_file_check_memory(want->fd, set->limits->memory_files, set->log, "DMA_MAP");
+        ret = check_kind(set, want);
     }
     if (ret < 0) {
         return ret;
@@ -93,7 +98,7 @@ int memfile_probe(const struct memfile_set *set, struct memfile_want *want)
     want->inode = st.st_ino;
     want->has_size = S_ISREG(st.st_mode);
     want->file_size = (uint64_t)st.st_size;
-    want->page_size = page_size_of(&st);
+    want->page_size = peer_file_page_size(&st);
     return check_end(want, set->log);
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "util/peer_file.h"
 
-#include "util/log.h"
 #include "util/statx.h"
 
 #include <errno.h>
@@ -10,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* The kernel answers for the files of these file systems only, from the inode in memory. */
 bool peer_file_is_memory(int fd)
@@ -40,6 +41,7 @@ static bool is_dma_buf(int fd)
 
 /* The kind of pipes, sockets, eventfds and the like: mmap(2) says ENODEV of them. */
 #define NO_MEMORY "special"
+#define MEMORY "memory"
 
 /* What identifies the file system of a file. */
 struct place {
@@ -97,7 +99,7 @@ void peer_file_kind(int fd, char kind[PEER_FILE_KIND_MAX])
 
     snprintf(kind, PEER_FILE_KIND_MAX, "unknown");
     if (peer_file_is_memory(fd)) {
-        snprintf(kind, PEER_FILE_KIND_MAX, "memory");
+        snprintf(kind, PEER_FILE_KIND_MAX, MEMORY);
     } else if (is_dma_buf(fd)) {
         snprintf(kind, PEER_FILE_KIND_MAX, "dma-buf");
     } else if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_MNT_ID, &st) ==
@@ -130,25 +132,20 @@ static bool lists(const char *list, const char *kind)
     return false;
 }
 
-int peer_file_check_memory(int fd, const char *allowed, const struct logger *log, const char *what)
+int peer_file_check_memory(int fd, const char *allowed, char kind[PEER_FILE_KIND_MAX])
 {
-    char kind[PEER_FILE_KIND_MAX];
-
-    if (peer_file_is_memory(fd)) {
-        return 0;
-    }
     peer_file_kind(fd, kind);
-    if (lists(allowed, kind) || lists(getenv("VFU_MEMORY_FILES"), kind)) {
+    if (strcmp(kind, MEMORY) == 0 || lists(allowed, kind) ||
+        lists(getenv("VFU_MEMORY_FILES"), kind)) {
         return 0;
     }
-    if (strcmp(kind, NO_MEMORY) == 0) {
-        log_err(log, "%s: fd %d is a pipe, a socket, an eventfd or the like: refused with ENODEV",
-                what, fd);
-        return -ENODEV;
-    }
-    log_err(log,
-            "%s: fd %d is a file of kind '%s', not of memfd, tmpfs or hugetlbfs: refused with EPERM "
-            "(VFU_MEMORY_FILES=%s in the environment allows it)",
-            what, fd, kind, kind);
-    return -EPERM;
+    return strcmp(kind, NO_MEMORY) == 0 ? -ENODEV : -EPERM;
+}
+
+size_t peer_file_page_size(const struct stat *st)
+{
+    uint64_t block = (uint64_t)st->st_blksize, page = (uint64_t)sysconf(_SC_PAGESIZE);
+    bool sane = st->st_blksize > 0 && block <= PEER_FILE_PAGE_MAX && (block & (block - 1)) == 0;
+
+    return sane && block > page ? block : page;
 }

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-struct logger;
+struct stat;
 
 /* Whether the file is memory: of memfd_create(2), tmpfs or hugetlbfs. */
 bool peer_file_is_memory(int fd);
@@ -27,10 +27,19 @@ void peer_file_kind(int fd, char kind[PEER_FILE_KIND_MAX]);
 /*
  * Checks that a file may be used as memory: memory is allowed, other kinds when they are in the list
  * (names separated by commas, or "any"; NULL: none) or in the environment's VFU_MEMORY_FILES.
- * Returns 0, or after a log line -EPERM, or -ENODEV for what can never be memory (an eventfd, say).
- * what: the request, for the log line.
+ * Returns 0, -EPERM, or -ENODEV for what can never be memory (an eventfd, say). Writes the kind of
+ * the file in any case, for the log.
  */
-int peer_file_check_memory(int fd, const char *allowed, const struct logger *log, const char *what);
+int peer_file_check_memory(int fd, const char *allowed, char kind[PEER_FILE_KIND_MAX]);
+
+/* Page sizes that a file may claim; anything else is a file system's I/O hint gone wild. */
+#define PEER_FILE_PAGE_MAX (1ull << 34)
+
+/*
+ * The size of the pages that a mapping of a file is made of, in bytes: hugetlbfs reports it as the
+ * preferred block size.
+ */
+size_t peer_file_page_size(const struct stat *st);
 
 /*
  * Closes a descriptor that the peer passed. Where close(2) could wait for the peer (its file system

@@ -4,6 +4,7 @@
 #include "client_fake.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/vfio.h>
 #include <poll.h>
 #include <pthread.h>
@@ -395,6 +396,39 @@ static void test_regions(void **state)
 
     (void)state;
     check_lies(lies, COUNT(lies));
+}
+
+/* Files that could hold an access up are not mapped, but for those that the operator allows. */
+static void test_files_of_regions(void **state)
+{
+    static const struct {
+        const char *path, *allowed;
+        int expected;
+    } files[] = {
+        { "/proc/self/comm", NULL, EPERM },
+        { "/proc/self/comm", "device,ext4", EPERM },
+        { "/proc/self/comm", "proc", EPROTO }, /* it has no bytes */
+        { "/dev/zero", NULL, EPERM },
+        { "/dev/zero", "device", 0 },
+        { "/dev/zero", "any", 0 },
+        { "/", NULL, ENODEV },
+    };
+    int fd;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(files); i++) {
+        const struct lie lie = { files[i].path, do_mmap, files[i].expected, false,
+                                 LIE(whole_in_file, 0) };
+
+        if (files[i].allowed != NULL) {
+            setenv("VFU_MEMORY_FILES", files[i].allowed, 1);
+        }
+        fd = open(files[i].path, O_RDONLY | O_CLOEXEC);
+        assert_true(fd >= 0);
+        check_lie(&lie, fd);
+        close(fd);
+        unsetenv("VFU_MEMORY_FILES");
+    }
 }
 
 /* Ioeventfds */
@@ -1117,6 +1151,7 @@ int main(void)
         cmocka_unit_test(test_frames),
         cmocka_unit_test(test_payloads),
         cmocka_unit_test(test_regions),
+        cmocka_unit_test(test_files_of_regions),
         cmocka_unit_test(test_ioeventfds),
         cmocka_unit_test(test_version_texts),
         cmocka_unit_test(test_version_messages),

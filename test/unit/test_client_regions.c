@@ -522,6 +522,55 @@ static void test_memory(void **state)
     assert_int_equal(vfuc_dma_map(f->client, &memory), 0);
 }
 
+/* The server shortens what both have mapped: no access kills us, and ours of a region say so. */
+static void test_truncated_region(void **state)
+{
+    struct fixture *f = *state;
+    vfuc_mapping_t *mapping = vfuc_region_mmap(f->client, 2, PROT_READ | PROT_WRITE);
+    volatile uint8_t *at;
+    uint32_t value = 7;
+
+    assert_non_null(mapping);
+    at = vfuc_mapping_at(mapping, DEVICE_AREA0, 8);
+    assert_non_null((void *)(uintptr_t)at);
+    assert_int_equal(vfuc_mapping_write(mapping, DEVICE_AREA0, &value, sizeof(value)), 0);
+    assert_return_code(ftruncate(f->device->bar2_fd, 0), errno);
+    assert_int_equal(vfuc_mapping_read(mapping, DEVICE_AREA0, &value, sizeof(value)), -1);
+    assert_int_equal(errno, EIO);
+    assert_int_equal(vfuc_mapping_write(mapping, DEVICE_AREA0, &value, sizeof(value)), -1);
+    assert_int_equal(errno, EIO);
+    *at = 1;
+    assert_return_code(ftruncate(f->device->bar2_fd, DEVICE_BAR2_SIZE), errno);
+    vfuc_region_munmap(mapping);
+    mapping = vfuc_region_mmap(f->client, 2, PROT_READ);
+    assert_non_null(mapping);
+    assert_int_equal(vfuc_mapping_read(mapping, DEVICE_AREA0, &value, sizeof(value)), 0);
+    vfuc_region_munmap(mapping);
+}
+
+/* The server has the file of our memory too: the receiver thread finds it shorter. */
+static void test_truncated_memory(void **state)
+{
+    struct fixture *f = *state;
+    vfuc_memory_t memory = {
+        .iova = 0x10000,
+        .size = 0x4000,
+        .prot = PROT_READ | PROT_WRITE,
+        .fd = memfd_create("RAM", MFD_CLOEXEC),
+    };
+
+    assert_return_code(ftruncate(memory.fd, 0x4000), errno);
+    memory.vaddr = mmap(NULL, memory.size, memory.prot, MAP_SHARED, memory.fd, 0);
+    assert_ptr_not_equal(memory.vaddr, MAP_FAILED);
+    assert_int_equal(vfuc_dma_map(f->client, &memory), 0);
+    assert_return_code(ftruncate(memory.fd, 0), errno);
+    assert_int_equal(device_do(f->client, DEVICE_FILL_BY_MESSAGE, 0x11000, 16), 0);
+    assert_int_equal(device_do(f->client, DEVICE_SUM_BY_MESSAGE, 0x12000, 16), 0);
+    assert_int_equal(vfuc_dma_unmap(f->client, &memory), 0);
+    munmap(memory.vaddr, memory.size);
+    close(memory.fd);
+}
+
 static void test_reset(void **state)
 {
     struct fixture *f = *state;
@@ -546,6 +595,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_capabilities, setup, teardown),
         cmocka_unit_test_setup_teardown(test_interrupts, setup, teardown),
         cmocka_unit_test_setup_teardown(test_memory, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_truncated_region, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_truncated_memory, setup, teardown),
         cmocka_unit_test_setup_teardown(test_reset, setup, teardown),
     };
 
