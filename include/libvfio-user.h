@@ -281,8 +281,11 @@ typedef ssize_t(vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx, char *buf, size_t co
  * @mmap_areas: parts that the client may map: iov_base is the offset, iov_len the length, bytes;
  *   copied. NULL with a descriptor means the whole region.
  * @nr_mmap_areas: entries of @mmap_areas, at most 4096.
- * @fd: file that backs the region, or -1. Neither duplicated nor closed. A client that has gone
- *   still holds it: vfu_set_region_file() gives the next client another.
+ * @fd: file that backs the region, or -1. Neither duplicated nor closed. The client gets it, and
+ *   still holds it when it has gone: vfu_set_region_file() gives the next client another. If a client
+ *   truncates the file, the device's own accesses beyond the end are SIGBUS: make the file by
+ *   memfd_create(2) with MFD_ALLOW_SEALING, set its size and add F_SEAL_SHRINK, F_SEAL_GROW and
+ *   F_SEAL_SEAL. vfu_realize_ctx() warns about memory files that can shrink.
  * @offset: where in the file the region begins, bytes.
  *
  * Returns 0, or -1 with errno:
@@ -309,7 +312,7 @@ int vfu_setup_region(vfu_ctx_t *vfu_ctx, int region_idx, size_t size,
  * @size: bytes of the write that matches.
  * @flags: as of KVM_IOEVENTFD, passed on.
  * @datamatch: value that matches, when @flags say so.
- * @shadow_fd: memory file that receives the value written, or -1.
+ * @shadow_fd: memory file that receives the value written, or -1. Seal it as a region's file.
  * @shadow_offset: where in @shadow_fd, bytes.
  *
  * Returns 0, or -1 with errno:

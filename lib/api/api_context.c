@@ -7,6 +7,7 @@
 #include "device/dma_command.h"
 #include "device/migration.h"
 #include "device/pci.h"
+#include "device/shared_file.h"
 #include "iommu/iommu.h"
 #include "libvfio-user-events.h"
 #include "util/sigbus.h"
@@ -148,8 +149,8 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     free(vfu_ctx);
 }
 
-/* What the environment says, and whether this thread can be protected from truncated files. */
-static int realize_limits(struct vfu_ctx *ctx)
+/* Limits of the environment, and what truncated files could do to this thread and to the device. */
+static int realize_memory(struct vfu_ctx *ctx)
 {
     const char *list = getenv("VFU_LIMITS");
 
@@ -157,6 +158,7 @@ static int realize_limits(struct vfu_ctx *ctx)
         log_warn(&ctx->log, "realize: SIGBUS was blocked in this thread: unblocked, because the "
                             "client can truncate its memory");
     }
+    shared_files_check(ctx);
     return list == NULL ? 0 : limits_parse(&ctx->limits, list, &ctx->log);
 }
 
@@ -167,7 +169,7 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx)
     if (vfu_ctx->realized) {
         return 0;
     }
-    err = realize_limits(vfu_ctx);
+    err = realize_memory(vfu_ctx);
     if (err == 0) {
         err = device_pci_realize(vfu_ctx);
     }
