@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/memfd.h>
 #include <pthread.h>
 #include <signal.h>
@@ -567,10 +568,24 @@ static void truncate_without_mappings(void)
     _exit(one[8 * PAGE] == 1 && two[8 * PAGE] == 2 && one[63 * PAGE] == 3 ? 42 : 3);
 }
 
+/* What RLIMIT_DATA counts of this process: the sixth number, in pages (proc_pid_statm(5)). */
+static uint64_t data_bytes(void)
+{
+    FILE *file = fopen("/proc/self/statm", "r");
+    uint64_t pages = 0;
+
+    if (file == NULL || fscanf(file, "%*u %*u %*u %*u %*u %" SCNu64, &pages) != 1) {
+        _exit(1);
+    }
+    fclose(file);
+    return pages * PAGE;
+}
+
 /* Replacing the whole mapping is refused, replacing the page is not. */
 static void truncate_with_little_memory(void)
 {
-    const struct rlimit little = { 64u << 20, 64u << 20 };
+    rlim_t bytes = data_bytes() + (64u << 20);
+    const struct rlimit little = { bytes, bytes };
     int fd;
     struct dma *dma = map_in_child(SPAN / PAGE, &fd);
     volatile uint8_t *at = info_at(dma_requester_space(dma), 0)->vaddr;
