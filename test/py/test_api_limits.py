@@ -29,7 +29,7 @@ def names():
 
 
 def documented():
-    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (\d+)([KMGT]?) \| E\w+ \|",
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (\d+)([KMGT]?) \| \w+ \|",
                       (ROOT / "docs/limits.md").read_text(), re.M)
     return {name: int(number) * UNITS[unit] for name, number, unit in rows}
 
