@@ -23,7 +23,8 @@
  * call may begin before that byte and does not tell where it is, so no call for commands goes
  * beyond the message at the head: what the call brings belongs to this message, whatever the
  * client has put together in one send. The first call takes as much as no message that carries
- * descriptors falls short of, and a read of a region has.
+ * descriptors falls short of, and a read of a region has. Only behind a shorter message (a reset, a
+ * device feature) in the same send may the next one get what was the shorter one's to drop.
  */
 #define FIRST_RECEIVE (sizeof(struct vfio_user_header) + sizeof(struct vfio_user_region_access))
 

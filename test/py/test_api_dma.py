@@ -324,6 +324,15 @@ def test_neighbours(dma):
     assert len(dma.infos) == 3
 
 
+@pytest.mark.parametrize("kinds", [None, b"", b"ext4,dma-buf", b"any"])
+def test_kinds_of_memory_files(workshop, lib, kinds):
+    """A memfd is always allowed."""
+    device = workshop.device()
+    assert lib.vfu_set_memory_files(device.ctx, kinds) == 0
+    device.setup_dma()
+    workshop.attach(device).add_memory(BASE, PAGE)
+
+
 def test_what_cannot_be_mapped(dma):
     """The errno of mmap(2) goes to the client."""
     event = os.eventfd(0)

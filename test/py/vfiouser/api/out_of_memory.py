@@ -146,12 +146,6 @@ class Scenarios:
         payload = wire.DMA_UNMAP.pack(argsz=24, addr=slot.addr, size=slot.size)
         return lambda: client.error_of(Cmd.DMA_UNMAP, payload)
 
-    def logging(self):
-        client, _ = self._client()
-        data = wire.LOGGING_CONTROL.pack(page_size=4096)
-        return lambda: client.feature(wire.FEATURE_SET | wire.FEAT_LOGGING_START, data,
-                                      check=False).error
-
     def map_while_logging(self):
         self_map = self.map()
         self.shop.peers[-1].feature(wire.FEATURE_SET | wire.FEAT_LOGGING_START,
