@@ -715,6 +715,12 @@ typedef struct {
 /*
  * Lets the device be migrated. The migration state begins as running.
  *
+ * The stream is the device's own data, as the callbacks produce and take it. What the library keeps
+ * for the device is not in it, unless vfu_setup_device_migrate_state() is called: the client saves
+ * and restores configuration space (the ATS, PRI and PASID registers included), the MSI-X table, and
+ * interrupts with their masks, by region accesses and SET_IRQS in the states STOP or RUNNING. Bits of
+ * the pending bit array are read-only, so a device raises what was pending again when it resumes.
+ *
  * @callbacks: copied; all three functions are needed.
  *
  * Returns 0, or -1 with errno:
@@ -724,6 +730,39 @@ typedef struct {
  */
 int vfu_setup_device_migration_callbacks(vfu_ctx_t *vfu_ctx,
                                          const vfu_migration_callbacks_t *callbacks);
+
+/*
+ * Says whether what the library keeps for the device migrates with it: configuration space, with the
+ * registers of ATS, PRI and PASID; the MSI-X table; masks and pending interrupts. By default it does
+ * not, and the stream is the device's own data, byte for byte, as in libvfio-user 0.x. Guest memory,
+ * eventfds and the translation cache are the client's in any case.
+ *
+ * With it, the library wraps the device's data into blocks and adds one of its own, which is sampled
+ * when the device has gone to STOP_COPY and precedes the data that the device produces there. Data of
+ * PRE_COPY comes before. The callbacks see the device's bytes only, in pieces of other sizes than the
+ * client's. On the other side the block is restored as soon as it has come whole, in RESUMING: the
+ * device finds configuration space as it was, and the callback for the IOMMU's state runs. Pending
+ * interrupts are delivered when the device goes to RUNNING, or later, once unmasked and with an
+ * eventfd. The masks are restored without a call of vfu_dev_irq_state_cb_t.
+ *
+ * Restored are bits that a guest can change. Those of configuration space that are read-only must be
+ * as they were set up on both sides (what the device has changed in them since vfu_realize_ctx() is
+ * its own), and BARs, ROM and vectors must be the same; what the device serves itself
+ * (VFU_CAP_FLAG_CALLBACK, VFU_REGION_FLAG_ALWAYS_CB) is the device's data. A state of another device,
+ * of another version, or that no guest could have made is refused with EINVAL and restores nothing. A
+ * stream that was refused, or that has not come to its end, does not lead out of RESUMING: only a
+ * reset or the end of the connection does.
+ *
+ * A stream without such blocks, of a server without this call, is taken as well: all of it is the
+ * device's data, and the rest is left to the client, as above. A server without this call hands all
+ * of a stream with blocks to its device, which cannot know them.
+ *
+ * @migrate: true to migrate it. A new context does not.
+ *
+ * Control thread, at any time outside callbacks; in force from the next stream on. vfio-user
+ * protocol, MIG_DATA_READ, MIG_DATA_WRITE; <linux/vfio.h>, enum vfio_device_mig_state.
+ */
+void vfu_setup_device_migrate_state(vfu_ctx_t *vfu_ctx, bool migrate);
 
 /*
  * PCI configuration space

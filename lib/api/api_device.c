@@ -58,6 +58,11 @@ int vfu_setup_device_migration_callbacks(vfu_ctx_t *vfu_ctx,
     return api_result(migration_setup(vfu_ctx, callbacks));
 }
 
+void vfu_setup_device_migrate_state(vfu_ctx_t *vfu_ctx, bool migrate)
+{
+    vfu_ctx->migrate_state = migrate;
+}
+
 int vfu_setup_device_nr_irqs(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type, uint32_t count)
 {
     return api_result(irqs_set_count(&vfu_ctx->irqs, type, count));

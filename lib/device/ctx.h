@@ -62,6 +62,7 @@ struct vfu_ctx {
     uint32_t dma_timeout_ms; /* for one DMA_READ or DMA_WRITE */
 
     struct migration *migration; /* NULL: none */
+    bool migrate_state; /* the library's too: see vfu_setup_device_migrate_state() */
     struct iommu *iommu; /* NULL: the device does not use the extension */
 
     void *scratch; /* a reply of the largest size; the control thread's */

@@ -3,6 +3,7 @@
 #include "device/migration.h"
 
 #include "device/ctx.h"
+#include "device/migration_stream.h"
 #include "iommu/iommu.h"
 #include "util/range.h"
 
@@ -14,6 +15,8 @@
 struct migration {
     vfu_migration_callbacks_t callbacks;
     uint32_t state;
+    struct stream_save save;
+    struct stream_load load;
 };
 
 /* What the device calls the states; -1 for those that are not supported. */
@@ -93,6 +96,10 @@ int migration_setup(struct vfu_ctx *ctx, const vfu_migration_callbacks_t *callba
 
 void migration_destroy(struct vfu_ctx *ctx)
 {
+    if (ctx->migration != NULL) {
+        stream_save_end(&ctx->migration->save);
+        stream_load_end(&ctx->migration->load);
+    }
     free(ctx->migration);
     ctx->migration = NULL;
 }
@@ -107,6 +114,11 @@ static bool is_stopped(uint32_t state)
 {
     return state == VFIO_USER_DEVICE_STATE_STOP || state == VFIO_USER_DEVICE_STATE_STOP_COPY ||
            state == VFIO_USER_DEVICE_STATE_RESUMING;
+}
+
+static bool is_saved(uint32_t state)
+{
+    return state == VFIO_USER_DEVICE_STATE_PRE_COPY || state == VFIO_USER_DEVICE_STATE_STOP_COPY;
 }
 
 bool migration_stop_and_copy(const struct vfu_ctx *ctx)
@@ -124,6 +136,48 @@ uint32_t migration_state(const struct vfu_ctx *ctx)
     return ctx->migration->state;
 }
 
+/* The device is in a new state. What a stop has kept pending is delivered when it runs. */
+static void enter(struct vfu_ctx *ctx, uint32_t next)
+{
+    struct migration *migration = ctx->migration;
+    bool was_stopped = is_stopped(migration->state);
+
+    migration->state = next;
+    if (next == VFIO_USER_DEVICE_STATE_STOP_COPY) {
+        stream_save_stopped(&migration->save, ctx);
+    } else if (!is_saved(next)) {
+        stream_save_end(&migration->save);
+    }
+    if (next == VFIO_USER_DEVICE_STATE_RESUMING) {
+        stream_load_begin(&migration->load, ctx->migrate_state);
+    } else {
+        stream_load_end(&migration->load);
+    }
+    if (was_stopped && !is_stopped(next)) {
+        irqs_deliver_pending(&ctx->irqs);
+    }
+}
+
+/* Asks the device: 0 or its -errno. */
+static int call_transition(struct vfu_ctx *ctx, uint32_t next)
+{
+    struct migration *migration = ctx->migration;
+    int err;
+
+    errno = 0;
+    if (migration->callbacks.transition(ctx, (vfu_migr_state_t)device_state[next]) == 0) {
+        return 0;
+    }
+    err = errno != 0 ? errno : EIO;
+    log_err(&ctx->log, "migration: the device failed to go from state %u to %u: %s",
+            migration->state, next, strerror(err));
+    if (migration->state == VFIO_USER_DEVICE_STATE_RESUMING) {
+        /* It refuses what was loaded: another stream may follow. */
+        stream_load_begin(&migration->load, ctx->migrate_state);
+    }
+    return -err;
+}
+
 /*
  * Has the device take one step. The translation cache is emptied on either side of a stop (rule
  * RST-3 of the IOMMU extension): nothing is pending while the device is stopped, and a device that
@@ -132,21 +186,22 @@ uint32_t migration_state(const struct vfu_ctx *ctx)
 static int hop(struct vfu_ctx *ctx, uint32_t next)
 {
     struct migration *migration = ctx->migration;
-    int err;
+    int err = 0;
 
     if (is_stopped(migration->state) != is_stopped(next)) {
         iommu_forget(ctx);
     }
-    errno = 0;
-    if (migration->callbacks.transition(ctx, (vfu_migr_state_t)device_state[next]) != 0) {
-        err = errno != 0 ? errno : EIO;
-        log_err(&ctx->log, "migration: the device failed to go from state %u to %u: %s",
-                migration->state, next, strerror(err));
-        return -err;
+    if (is_saved(next) && ctx->migrate_state) {
+        err = stream_save_begin(&migration->save, ctx);
     }
-    log_debug(&ctx->log, "migration: state %u -> %u", migration->state, next);
-    migration->state = next;
-    return 0;
+    if (err == 0) {
+        err = call_transition(ctx, next);
+    }
+    if (err == 0) {
+        log_debug(&ctx->log, "migration: state %u -> %u", migration->state, next);
+        enter(ctx, next);
+    }
+    return err;
 }
 
 /* A failing hop ends the walk in the state that was reached. */
@@ -160,6 +215,9 @@ int migration_set_state(struct vfu_ctx *ctx, uint32_t target)
         log_err(&ctx->log, "migration: no way from state %u to state %u", migration->state,
                 target);
         return -EINVAL;
+    }
+    if (migration->state != target) {
+        err = stream_load_check(&migration->load, ctx);
     }
     while (err == 0 && migration->state != target) {
         err = hop(ctx, next_hop[migration->state][target]);
@@ -181,7 +239,7 @@ void migration_disconnected(struct vfu_ctx *ctx)
         return;
     }
     if (hop(ctx, VFIO_USER_DEVICE_STATE_RUNNING) < 0) {
-        ctx->migration->state = VFIO_USER_DEVICE_STATE_RUNNING;
+        enter(ctx, VFIO_USER_DEVICE_STATE_RUNNING);
     }
 }
 
@@ -207,7 +265,7 @@ static int check_data(struct vfu_ctx *ctx, const struct request *req, bool right
 }
 
 /* A callback has failed, with errno, or has returned n though it was given size. */
-static int data_fault(struct vfu_ctx *ctx, const struct request *req, ssize_t n, uint32_t size)
+static int data_fault(struct vfu_ctx *ctx, const struct request *req, ssize_t n, size_t size)
 {
     const char *name = command_name(req->hdr.cmd);
     int err = errno != 0 ? errno : EIO;
@@ -217,26 +275,48 @@ static int data_fault(struct vfu_ctx *ctx, const struct request *req, ssize_t n,
                 strerror(err));
         return -err;
     }
-    log_err(&ctx->log, "%s id %u: the device's callback returned %zd for %u bytes: refused", name,
+    log_err(&ctx->log, "%s id %u: the device's callback returned %zd for %zu bytes: refused", name,
             req->hdr.msg_id, n, size);
     return -EINVAL;
+}
+
+ssize_t migration_device_read(struct vfu_ctx *ctx, const struct request *req, void *buf,
+                              size_t size)
+{
+    ssize_t n;
+
+    errno = 0;
+    n = ctx->migration->callbacks.read_data(ctx, buf, size);
+    return n < 0 || (size_t)n > size ? data_fault(ctx, req, n, size) : n;
+}
+
+int migration_device_write(struct vfu_ctx *ctx, const struct request *req, void *buf, size_t size)
+{
+    ssize_t n;
+
+    errno = 0;
+    n = ctx->migration->callbacks.write_data(ctx, buf, size);
+    return n < 0 || (size_t)n != size ? data_fault(ctx, req, n, size) : 0;
 }
 
 int migration_command_read(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_mig_data *reply = ctx->scratch, in;
-    bool copying = in_state(ctx, VFIO_USER_DEVICE_STATE_PRE_COPY) || migration_stop_and_copy(ctx);
-    ssize_t n;
+    bool stopped = migration_stop_and_copy(ctx);
+    bool copying = in_state(ctx, VFIO_USER_DEVICE_STATE_PRE_COPY) || stopped;
     int err = check_data(ctx, req, copying, &in);
+    struct stream_save *save;
+    ssize_t n;
 
     if (err < 0) {
         return err;
     }
+    save = &ctx->migration->save;
     memset(reply, 0, sizeof(*reply) + in.size);
-    errno = 0;
-    n = ctx->migration->callbacks.read_data(ctx, reply->data, in.size);
-    if (n < 0 || (size_t)n > in.size) {
-        return data_fault(ctx, req, n, in.size);
+    n = save->block != NULL ? stream_save_read(save, ctx, req, reply->data, in.size, stopped)
+                            : migration_device_read(ctx, req, reply->data, in.size);
+    if (n < 0) {
+        return (int)n;
     }
     reply->size = (uint32_t)n;
     reply->argsz = (uint32_t)(sizeof(*reply) + (size_t)n);
@@ -248,7 +328,6 @@ int migration_command_read(struct vfu_ctx *ctx, struct request *req)
 int migration_command_write(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_mig_data in;
-    ssize_t n;
     int err = check_data(ctx, req, in_state(ctx, VFIO_USER_DEVICE_STATE_RESUMING), &in);
 
     if (err < 0) {
@@ -259,11 +338,9 @@ int migration_command_write(struct vfu_ctx *ctx, struct request *req)
                 req->hdr.msg_id, req->len, in.size);
         return -EINVAL;
     }
-    errno = 0;
-    n = ctx->migration->callbacks.write_data(ctx, req->payload + sizeof(in), in.size);
-    if (n < 0 || (size_t)n != in.size) {
-        return data_fault(ctx, req, n, in.size);
+    err = stream_load_write(&ctx->migration->load, ctx, req, req->payload + sizeof(in), in.size);
+    if (err == 0) {
+        log_debug(&ctx->log, "migration data: wrote %u bytes", in.size);
     }
-    log_debug(&ctx->log, "migration data: wrote %u bytes", in.size);
-    return 0;
+    return err;
 }

@@ -5,6 +5,8 @@
 #include "libvfio-user.h"
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
 
 struct request;
 struct vfu_ctx;
@@ -32,6 +34,14 @@ int migration_reset(struct vfu_ctx *ctx);
 
 /* After the loss of the client: the next one finds the device RUNNING. */
 void migration_disconnected(struct vfu_ctx *ctx);
+
+/*
+ * Has the device's callbacks produce or take data for a request: the bytes produced, or 0 when all
+ * were taken; a negative errno after a log line.
+ */
+ssize_t migration_device_read(struct vfu_ctx *ctx, const struct request *req, void *buf,
+                              size_t size);
+int migration_device_write(struct vfu_ctx *ctx, const struct request *req, void *buf, size_t size);
 
 int migration_command_read(struct vfu_ctx *ctx, struct request *req);
 int migration_command_write(struct vfu_ctx *ctx, struct request *req);

@@ -121,12 +121,19 @@ static bool table_agrees(const struct vfu_ctx *ctx, const struct irq_vector_stat
     return true;
 }
 
-int msix_restore(struct vfu_ctx *ctx, const void *buf, size_t len)
+static const struct irq_vector_state *vectors_in(const void *buf)
+{
+    return (const struct irq_vector_state *)((const uint8_t *)buf + sizeof(struct saved_header));
+}
+
+static const uint8_t *table_in(const struct vfu_ctx *ctx, const void *buf)
+{
+    return (const uint8_t *)vectors_in(buf) + vectors_size(ctx);
+}
+
+int msix_check_state(const struct vfu_ctx *ctx, const void *buf, size_t len)
 {
     const struct saved_header header = header_of(ctx);
-    const struct irq_vector_state *vectors =
-        (const struct irq_vector_state *)((const uint8_t *)buf + sizeof(header));
-    const uint8_t *table = (const uint8_t *)vectors + vectors_size(ctx);
 
     if (len != msix_state_size(ctx) || memcmp(buf, &header, sizeof(header)) != 0) {
         log_err(&ctx->log, "migration: interrupts: %zu bytes are not the state of %u vectors and %zu "
@@ -134,16 +141,21 @@ int msix_restore(struct vfu_ctx *ctx, const void *buf, size_t len)
                 table_size(&ctx->msix));
         return -EINVAL;
     }
-    if (!irqs_restorable(&ctx->irqs, vectors) || !table_agrees(ctx, vectors, table)) {
+    if (!irqs_restorable(&ctx->irqs, vectors_in(buf)) ||
+        !table_agrees(ctx, vectors_in(buf), table_in(ctx, buf))) {
         log_err(&ctx->log, "migration: interrupts: a mask or pending bit is of no vector that the "
                 "device has, or differs from the MSI-X table: refused with EINVAL");
         return -EINVAL;
     }
-    irqs_restore(&ctx->irqs, vectors);
-    if (ctx->msix.table != NULL) {
-        memcpy(ctx->msix.table, table, table_size(&ctx->msix));
-    }
     return 0;
+}
+
+void msix_restore(struct vfu_ctx *ctx, const void *buf)
+{
+    irqs_restore(&ctx->irqs, vectors_in(buf));
+    if (ctx->msix.table != NULL) {
+        memcpy(ctx->msix.table, table_in(ctx, buf), table_size(&ctx->msix));
+    }
 }
 
 /* Accesses */

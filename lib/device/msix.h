@@ -29,13 +29,14 @@ void msix_reset(struct vfu_ctx *ctx);
 /*
  * Migration of the table, and of the masks and pending bits of INTx, MSI and MSI-X. Function Mask is
  * in configuration space; eventfds are the client's. msix_save() fills msix_state_size() bytes.
- * msix_restore() takes such a state over, from another process: 0, or -EINVAL after a log line, with
- * nothing changed, if it is of another device. It signals nothing: irqs_deliver_pending() does, once
- * the device runs. All need a realized device.
+ * msix_check_state() says whether a state from another process can be one of this device: 0, or
+ * -EINVAL after a log line. msix_restore() takes such a state over and signals nothing:
+ * irqs_deliver_pending() does, once the device runs. All need a realized device.
  */
 size_t msix_state_size(const struct vfu_ctx *ctx);
 void msix_save(struct vfu_ctx *ctx, void *buf);
-int msix_restore(struct vfu_ctx *ctx, const void *buf, size_t len);
+int msix_check_state(const struct vfu_ctx *ctx, const void *buf, size_t len);
+void msix_restore(struct vfu_ctx *ctx, const void *buf);
 
 /* Access to a BAR without a callback: count, or -EINVAL where neither table nor array is. */
 ssize_t msix_access(struct vfu_ctx *ctx, uint32_t bar, char *buf, size_t count, uint64_t offset,

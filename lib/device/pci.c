@@ -106,9 +106,14 @@ int device_pci_realize(struct vfu_ctx *ctx)
     return pci_config_realize(&ctx->pci, config->size, ctx->irqs.counts[VFU_DEV_INTX_IRQ] > 0);
 }
 
+bool device_pci_is_ours(const struct vfu_ctx *ctx)
+{
+    return !(config_region(ctx)->flags & VFU_REGION_FLAG_ALWAYS_CB);
+}
+
 void device_pci_reset(struct vfu_ctx *ctx, enum pci_reset kind)
 {
-    if (!(config_region(ctx)->flags & VFU_REGION_FLAG_ALWAYS_CB)) {
+    if (device_pci_is_ours(ctx)) {
         pci_config_reset(&ctx->pci, kind);
     }
 }

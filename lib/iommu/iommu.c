@@ -264,7 +264,7 @@ static void switch_pri(struct vfu_ctx *ctx, const struct pci_iommu_registers *no
                           MIN(ctx->agreed.iommu.pri.max_requests, now->pri_allocation),
                           memory_order_relaxed);
     if (now->pri_enabled && !was) {
-        iommu->pri_failed = false;
+        iommu->pri_failed = now->pri_failed; /* by a migration: a guest that enables PRI clears it */
         atomic_store(&iommu->pri_events, 0);
     }
     set(&iommu->pri_on, on && !iommu->pri_failed);

@@ -52,13 +52,20 @@ static const uint8_t msi_writable[sizeof(struct msicap)] = {
     [offsetof(struct msicap, mmask)] = 0xff, 0xff, 0xff, 0xff,
 };
 
+static bool msi_allows(const uint8_t *cap)
+{
+    const struct msicap *msi = (const struct msicap *)cap;
+
+    return msi->mc.mme <= MSI_MME_MAX && msi->mc.mme <= msi->mc.mmc;
+}
+
 static int msi_written(struct pci_config *pci, const struct pci_cap *cap,
                        const struct pci_write *write)
 {
     struct msicap *msi = (struct msicap *)pci_cap_bytes(pci, cap);
 
     (void)write;
-    if (msi->mc.mme > MSI_MME_MAX || msi->mc.mme > msi->mc.mmc) {
+    if (!msi_allows(pci_cap_bytes(pci, cap))) {
         log_warn(pci->log, "pci: MSI: 2^%u messages enabled, the device has 2^%u: ignored",
                  msi->mc.mme, msi->mc.mmc);
         msi->mc.mme = ((const struct msicap *)pci_cap_before(pci, cap))->mc.mme;
@@ -173,7 +180,7 @@ static const struct pci_cap_type types[] = {
     { "PM", PCI_CAP_ID_PM, .size = sizeof(struct pmcap), .header = 2, .writable = pm_writable,
       .clearable = pm_clearable, .adapt = adapt_pm },
     { "MSI", PCI_CAP_ID_MSI, .size = sizeof(struct msicap), .header = 2,
-      .writable = msi_writable, .written = msi_written },
+      .writable = msi_writable, .written = msi_written, .allows = msi_allows },
     { "VNDR", PCI_CAP_ID_VNDR, .length = vendor_length, .header = 3, .storage = true },
     { "EXP", PCI_CAP_ID_EXP, .size = sizeof(struct pxcap), .header = 2,
       .writable = express_writable, .clearable = express_clearable, .adapt = adapt_express,
@@ -188,7 +195,7 @@ static const struct pci_cap_type types[] = {
       .reset = pci_ats_reset },
     { "PRI", PCI_EXT_CAP_ID_PRI, true, SIZE_AND_HEADER(struct pricap),
       .writable = pci_pri_writable, .clearable = pci_pri_clearable, .written = pci_pri_written,
-      .reset = pci_pri_reset },
+      .reset = pci_pri_reset, .apply = pci_pri_apply },
     { "PASID", PCI_EXT_CAP_ID_PASID, true, SIZE_AND_HEADER(struct pasidcap),
       .writable = pci_pasid_writable, .adapt = pci_pasid_adapt, .written = pci_pasid_written,
       .reset = pci_pasid_reset },

@@ -27,6 +27,23 @@ const struct pci_cap *pci_cap_find(const struct pci_config *pci, bool extended, 
     return NULL;
 }
 
+static void apply_list(struct pci_config *pci, const struct pci_cap_list *list)
+{
+    for (unsigned i = 0; i < list->nr; i++) {
+        const struct pci_cap *cap = &list->caps[i];
+
+        if (pci_cap_is_ours(cap) && cap->type->apply != NULL) {
+            cap->type->apply(pci, cap);
+        }
+    }
+}
+
+void pci_caps_apply(struct pci_config *pci)
+{
+    apply_list(pci, &pci->standard);
+    apply_list(pci, &pci->extended);
+}
+
 static bool express(const struct pci_config *pci)
 {
     return pci->type == VFU_PCI_TYPE_PCI_X_2 || pci->type == VFU_PCI_TYPE_EXPRESS;

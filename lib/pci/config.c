@@ -89,8 +89,7 @@ int pci_config_realize(struct pci_config *pci, size_t region_size, bool has_intx
 
 /* Who serves what */
 
-static const struct pci_cap *cap_in(const struct pci_cap_list *list, uint64_t offset,
-                                    uint64_t *next)
+const struct pci_cap *pci_cap_in(const struct pci_cap_list *list, uint64_t offset, uint64_t *next)
 {
     for (unsigned i = 0; i < list->nr; i++) {
         const struct pci_cap *cap = &list->caps[i];
@@ -121,9 +120,9 @@ static struct part part_at(const struct pci_config *pci, uint64_t offset, size_t
     if (offset < HEADER_SIZE) {
         return (struct part){ .count = MIN(count, HEADER_SIZE - offset) };
     }
-    cap = cap_in(&pci->standard, offset, &next);
+    cap = pci_cap_in(&pci->standard, offset, &next);
     if (cap == NULL) {
-        cap = cap_in(&pci->extended, offset, &next);
+        cap = pci_cap_in(&pci->extended, offset, &next);
     }
     return (struct part){
         .count = MIN(count, next - offset),
@@ -248,14 +247,8 @@ static void reset_list(struct pci_config *pci, const struct pci_cap_list *list)
     for (unsigned i = 0; i < list->nr; i++) {
         const struct pci_cap *cap = &list->caps[i];
 
-        if (!pci_cap_is_ours(cap)) {
-            continue;
-        }
-        if (cap->type->reset != NULL) {
+        if (pci_cap_is_ours(cap) && cap->type->reset != NULL) {
             cap->type->reset(pci_cap_bytes(pci, cap));
-        }
-        if (cap->type->apply != NULL) {
-            cap->type->apply(pci, cap);
         }
     }
 }
@@ -265,4 +258,5 @@ void pci_config_reset(struct pci_config *pci, enum pci_reset kind)
     restore(pci, 0, pci->size, kind);
     reset_list(pci, &pci->standard);
     reset_list(pci, &pci->extended);
+    pci_caps_apply(pci);
 }

@@ -174,6 +174,12 @@ void pci_pri_event(struct pci_config *pci, enum pci_pri_event event)
     }
 }
 
+/* Read-only registers of the library that are not as the device was set up: for a migration. */
+static void note_limits(struct pci_config *pci, const void *reg, size_t size)
+{
+    memcpy(pci->initial + ((const uint8_t *)reg - (const uint8_t *)pci->space), reg, size);
+}
+
 void pci_iommu_show(struct pci_config *pci, const struct pci_iommu_limits *limits)
 {
     const struct pci_cap *cap = pci_cap_find(pci, true, PCI_EXT_CAP_ID_PASID);
@@ -182,9 +188,11 @@ void pci_iommu_show(struct pci_config *pci, const struct pci_iommu_limits *limit
 
     if (ats != NULL) {
         ats->atsc.iqd = limits->ats_queue_depth & 31; /* 0 means 32 */
+        note_limits(pci, &ats->atsc, sizeof(ats->atsc));
     }
     if (pri != NULL) {
         pri->capacity = limits->pri_capacity;
+        note_limits(pci, &pri->capacity, sizeof(pri->capacity));
     }
     if (cap != NULL) {
         struct pasidcap *pasid = (struct pasidcap *)pci_cap_bytes(pci, cap);
@@ -192,6 +200,7 @@ void pci_iommu_show(struct pci_config *pci, const struct pci_iommu_limits *limit
         pasid->pasidc.width = limits->pasid_bits & 31;
         pasid->pasidc.eps = limits->pasid_exec;
         pasid->pasidc.pms = limits->pasid_priv;
+        note_limits(pci, &pasid->pasidc, sizeof(pasid->pasidc));
         pci_cap_init_masks(pci, cap);
         pasid->pasidctl.raw &= pci->masks.writable[cap->offset +
                                                    offsetof(struct pasidcap, pasidctl)];
@@ -216,6 +225,7 @@ void pci_iommu_read(const struct pci_config *pci, struct pci_iommu_registers *re
     }
     if (pri != NULL) {
         regs->pri_enabled = pri->prictl.raw & PRI_ENABLE;
+        regs->pri_failed = pri->prists.raw & PRI_RF;
         regs->pri_allocation = pri->allocation < pri->capacity ? pri->allocation : pri->capacity;
     }
 }
@@ -239,6 +249,17 @@ void pci_pri_reset(uint8_t *cap)
     pri->prictl.raw = 0;
     pri->prists.raw = (uint16_t)((pri->prists.raw & PRI_PASID_REQUIRED) | PRI_STOPPED);
     pri->allocation = 0;
+}
+
+/* Nothing is outstanding: the interface has stopped if it is disabled. */
+void pci_pri_apply(struct pci_config *pci, const struct pci_cap *cap)
+{
+    struct pricap *pri = (struct pricap *)pci_cap_bytes(pci, cap);
+
+    pri->prists.raw &= (uint16_t)~PRI_STOPPED;
+    if (!(pri->prictl.raw & PRI_ENABLE)) {
+        pri->prists.raw |= PRI_STOPPED;
+    }
 }
 
 void pci_iommu_reset(struct pci_config *pci)

@@ -70,7 +70,8 @@ struct pci_config {
     vfu_pci_config_space_t *space; /* NULL before init; then where it is for good */
     size_t size; /* of the buffer, and of each of the masks */
     struct pci_masks masks;
-    uint8_t *initial; /* what a reset brings back in the bits that a guest can change */
+    /* What a reset brings back in the bits that a guest can change; in others: which device it is. */
+    uint8_t *initial;
     uint8_t *before; /* the space before the write that is being done */
     vfu_pci_type_t type;
     struct pci_bar bars[PCI_BARS_NR];
@@ -111,6 +112,18 @@ enum pci_reset {
  */
 void pci_config_reset(struct pci_config *pci, enum pci_reset kind);
 
+/*
+ * Migration, of a realized device. pci_config_save() fills pci_config_state_size() bytes.
+ * pci_config_check_state() says whether as many bytes from another process can be the state of this
+ * device: 0, or -EINVAL after a log line that names the first register that differs.
+ * pci_config_restore() takes such a state over: every bit that a guest can change. It acts on what
+ * MSI-X and PRI say then; ATS, PASID and PRI enables are for the caller, see pci_iommu_read().
+ */
+size_t pci_config_state_size(const struct pci_config *pci);
+void pci_config_save(const struct pci_config *pci, void *buf);
+int pci_config_check_state(const struct pci_config *pci, const void *buf);
+void pci_config_restore(struct pci_config *pci, const void *buf);
+
 /* See vfu_pci_add_capability() and vfu_pci_find_next_capability(); negative errno. */
 ssize_t pci_config_add_capability(struct pci_config *pci, size_t pos, int flags,
                                   const void *data);
@@ -125,7 +138,7 @@ struct pci_iommu_registers {
     bool ats_enabled;
     uint32_t stu; /* log2 of bytes */
     bool pasid_enabled, exec_enabled, priv_enabled;
-    bool pri_enabled;
+    bool pri_enabled, pri_failed; /* failed: Response Failure is set */
     uint32_t pri_allocation;
 };
 

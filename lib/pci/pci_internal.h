@@ -36,7 +36,9 @@ struct pci_cap_type {
                    const struct pci_write *write);
     /* Sets what is not as the device set it up after a reset; run when it is added, too. */
     void (*reset)(uint8_t *cap);
-    /* The registers have new values by a reset: acts on them. */
+    /* Whether a guest's writes can lead to these bytes, which are a capability's; NULL: all can. */
+    bool (*allows)(const uint8_t *cap);
+    /* The registers have new values by a reset or a migration: acts on them. */
     void (*apply)(struct pci_config *pci, const struct pci_cap *cap);
 };
 
@@ -63,6 +65,15 @@ static inline bool pci_cap_is_ours(const struct pci_cap *cap)
 /* The capability with this id, or NULL. */
 const struct pci_cap *pci_cap_find(const struct pci_config *pci, bool extended, uint16_t id);
 
+/*
+ * The capability that has the byte at this offset, or NULL. *next, which begins as UINT64_MAX or as
+ * an earlier call has left it, becomes the offset where that ends to be true.
+ */
+const struct pci_cap *pci_cap_in(const struct pci_cap_list *list, uint64_t offset, uint64_t *next);
+
+/* Has each kind act on its registers, after a reset or a migration. */
+void pci_caps_apply(struct pci_config *pci);
+
 /* Fills in the capability's part of the masks. */
 void pci_cap_init_masks(struct pci_config *pci, const struct pci_cap *cap);
 
@@ -84,6 +95,7 @@ int pci_pasid_written(struct pci_config *pci, const struct pci_cap *cap,
                       const struct pci_write *write);
 void pci_ats_reset(uint8_t *cap);
 void pci_pri_reset(uint8_t *cap);
+void pci_pri_apply(struct pci_config *pci, const struct pci_cap *cap);
 void pci_pasid_reset(uint8_t *cap);
 
 #endif /* VFU_PCI_INTERNAL_H */

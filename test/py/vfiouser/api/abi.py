@@ -159,6 +159,7 @@ PROTOTYPES = {
     "vfu_set_region_file": (INT, c_int, CTX, c_int, c_int, c_uint64),
     "vfu_remove_ioeventfds": (INT, c_int, CTX, c_uint32),
     "vfu_setup_device_keep_state": (NEVER, None, CTX, c_bool),
+    "vfu_setup_device_migrate_state": (NEVER, None, CTX, c_bool),
     "vfu_setup_device_migration_callbacks": (INT, c_int, CTX, POINTER(MigrationCallbacks)),
     "vfu_pci_init": (INT, c_int, CTX, c_int, c_int, c_int),
     "vfu_pci_set_id": (NEVER, None, CTX, c_uint16, c_uint16, c_uint16, c_uint16),
