@@ -96,6 +96,8 @@ set_target_properties(abi-cxx PROPERTIES
 set_target_properties(abi-layout abi-generations PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/abi)
 
+add_test(NAME documents COMMAND ${PROJECT_SOURCE_DIR}/test/check-documents)
+
 vfu_executables(bench vfu-test-base)
 
 # Storms: short here; an argument makes them as long as one likes.

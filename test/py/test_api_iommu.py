@@ -306,7 +306,7 @@ AGREED = {
 
 
 @pytest.mark.parametrize("what", AGREED)
-def test_capability_registers_show_what_was_agreed(workshop, what):
+def test_CFG_7_registers_show_what_was_agreed(workshop, what):
     """And what the device has, to the next client, which does not know the extension."""
     offer, depth, pasid, requests = AGREED[what]
     dev = Guarded(workshop, pasid_bits=9, ats_queue_depth=5, pri_max_requests=77)
@@ -693,7 +693,7 @@ def expire(dev, results):
         dev.device.run()
 
 
-def test_ETIMEDOUT(workshop):
+def test_TXN_3_ETIMEDOUT(workshop):
     dev = Guarded(workshop, pri_timeout_ms=5).on()
     assert dev.lib.vfu_next_timeout(dev.ctx) == -1
     commands = dev.held(Cmd.PAGE_REQUEST)

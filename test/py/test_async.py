@@ -202,7 +202,7 @@ def small(server):
 
 
 @pytest.mark.parametrize("to_ram", [False, True])
-def test_answers_out_of_order(small, to_ram):
+def test_TXN_1_answers_out_of_order(small, to_ram):
     """A transfer in pieces has several messages in flight; they are answered backwards."""
     pending = Pending(small, 1024, to_ram)
     client = pending.client
@@ -223,7 +223,7 @@ def test_answers_out_of_order(small, to_ram):
     assert pending.slot.read(0x1000, 1024) == (bytes(1024) if to_ram else DATA)
 
 
-def test_ids_in_flight_differ(small):
+def test_TXN_1_ids_in_flight_differ(small):
     pending = Pending(small, 1024)
     second = pending.client.next_command()
     assert second.id != pending.command.id
@@ -238,7 +238,7 @@ def test_ids_in_flight_differ(small):
         offset=4, region=CONFIG, count=2) + bytes(2))),
 ])
 @pytest.mark.parametrize("to_ram", [False, True])
-def test_no_reply_waits_for_the_client(server, small, name, command, to_ram):
+def test_TXN_2_no_reply_waits_for_the_client(server, small, name, command, to_ram):
     """
     A client that waits for its reply before it answers, as QEMU does, gets it: the transfer ends,
     and the answers that come afterwards are dropped.

@@ -98,7 +98,7 @@ def test_across_two_adjacent_maps(edu, mode):
 
 
 @pytest.mark.parametrize("bare", [True, False], ids=["bare header", "echo"])
-def test_reply_to_dma_write(server, bare):
+def test_TXN_4_reply_to_dma_write(server, bare):
     """QEMU answers DMA_WRITE with a bare header, the protocol wants address and count."""
     client = server.client({"max_data_xfer_size": 16})
     edu = hw.Edu(client)

@@ -148,6 +148,25 @@ def test_ATS_5_untranslated_only(iommu_on):
     assert iommu_on.stats().entries == 0
 
 
+EXEC, PRIV = 1, 2
+
+
+@pytest.mark.parametrize("pasid, asked, granted, honoured", [
+    (1, EXEC, wire.PERM_RW | wire.PERM_EXEC, True),
+    (1, 0, wire.PERM_RW | wire.PERM_EXEC, False),
+    (1, EXEC, wire.PERM_WRITE | wire.PERM_EXEC, False),
+    (1, PRIV, wire.PERM_RW | wire.PERM_PRIV, True),
+    (1, 0, wire.PERM_RW | wire.PERM_PRIV, False),
+    (1, 0, wire.PERM_RW | wire.PERM_GLOBAL, True),
+    (None, 0, wire.PERM_RW | wire.PERM_GLOBAL, False),
+])
+def test_ATS_4_grants_what_was_requested(iommu_on, pasid, asked, granted, honoured):
+    backed(iommu_on, (pasid, "priv") if asked & PRIV else pasid, 4, perm=granted)
+    data = iommu_on.slots[0].read(IOVA, pasid=pasid, attrs=asked)
+    assert data == (bytes([4] * 8) if honoured else errno.EIO)
+    assert iommu_on.stats().protocol_errors == (not honoured)
+
+
 def test_ATS_6_global(iommu_on):
     backed(iommu_on, 1, 4, perm=wire.PERM_RW | wire.PERM_GLOBAL)
     assert iommu_on.slots[0].read(IOVA, pasid=1) == bytes([4] * 8)
@@ -597,6 +616,21 @@ def test_PRI_3_fault_and_retry(iommu_on):
 def test_PRI_3_success_promises_nothing(iommu_on):
     iommu_on.iommu.on_fault = lambda *fault: wire.PAGE_SUCCESS
     assert iommu_on.slots[0].read(IOVA, pasid=1) == errno.EAGAIN
+
+
+def test_PRI_11_success_for_pages_that_the_client_dropped(iommu_on):
+    """The client's queue is full twice: the access asks again, and is done when the page is there."""
+    faults = []
+
+    def fault(key, iova, perm):
+        faults.append(iova)
+        if len(faults) == 3:
+            backed(iommu_on, 1, 10)
+        return wire.PAGE_SUCCESS
+
+    iommu_on.iommu.on_fault = fault
+    assert iommu_on.slots[0].read(IOVA, pasid=1) == bytes([10] * 8)
+    assert faults == [IOVA] * 3
 
 
 def test_PRI_4_invalid(iommu_on):
