@@ -50,24 +50,27 @@ int vfu_addr_to_sgl_pasid(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr, uint32_t 
                           dma_sg_t *sgl, size_t max_nr_sgs, int prot)
 {
     struct dma_space *space;
-    int n;
+    unsigned int ticket;
+    int n = 0;
 
     if (vfu_ctx->iommu == NULL) {
         return api_result(refuse(vfu_ctx, -EINVAL, __func__, NO_IOMMU));
     }
-    if (pasid < atomic_load_explicit(&vfu_ctx->iommu->pasid_limit, memory_order_acquire)) {
-        space = dma_pasid_space(vfu_ctx->dma, pasid, false);
-    } else {
+    if (pasid >= atomic_load_explicit(&vfu_ctx->iommu->pasid_limit, memory_order_acquire)) {
         n = check_pasid(vfu_ctx, pasid, 0, __func__);
-        if (n < 0) {
-            return api_result(n);
-        }
-        space = iommu_space(vfu_ctx, pasid, 0, false);
     }
+    if (n < 0) {
+        return api_result(n);
+    }
+    ticket = dma_spaces_enter(vfu_ctx->dma);
+    space = iommu_space(vfu_ctx, pasid, 0, false);
+    if (space != NULL) {
+        n = dma_addr_to_sgl(space, (uintptr_t)dma_addr, len, sgl, max_nr_sgs, prot);
+    }
+    dma_spaces_leave(vfu_ctx->dma, ticket);
     if (space == NULL) {
         return api_result(refuse(vfu_ctx, -ENOENT, __func__, "nothing is mapped with this PASID"));
     }
-    n = dma_addr_to_sgl(space, (uintptr_t)dma_addr, len, sgl, max_nr_sgs, prot);
     if (n > 0 && (size_t)n > max_nr_sgs) {
         errno = 0;
         return -n - 1;

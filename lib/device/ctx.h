@@ -57,7 +57,6 @@ struct vfu_ctx {
     struct dma *dma; /* NULL: the device does no DMA */
     vfu_dma_register_cb_t *dma_register;
     vfu_dma_unregister_cb_t *dma_unregister;
-    size_t pasid_spaces_found; /* address spaces that were there before this client */
     bool dma_unmap_waits; /* the reply to DMA_UNMAP waits for references to be put */
     uint32_t dma_timeout_ms; /* for one DMA_READ or DMA_WRITE */
 

@@ -31,10 +31,8 @@ static int find_space(struct vfu_ctx *ctx, const struct request *req, bool creat
     if (*space != NULL || !create) {
         return *space != NULL ? 0 : -ENOENT;
     }
-    /* Address spaces stay for the next client, whom they do not count against. */
     err = limits_check(&ctx->limits, VFU_LIMIT_PASID_SPACES,
-                       dma_nr_pasid_spaces(ctx->dma) - ctx->pasid_spaces_found, 1, &ctx->log,
-                       command_name(req->hdr.cmd));
+                       dma_nr_pasid_spaces(ctx->dma), 1, &ctx->log, command_name(req->hdr.cmd));
     if (err < 0) {
         return err;
     }
@@ -316,7 +314,7 @@ void dma_command_forget_all(struct vfu_ctx *ctx)
     if (ctx->dma != NULL) {
         dma_for_each_space(ctx->dma, forget_space, ctx);
         dma_dirty_stop(ctx->dma);
-        ctx->pasid_spaces_found = dma_nr_pasid_spaces(ctx->dma);
+        dma_pasid_spaces_retire(ctx->dma);
         dma_cancel_end(ctx);
     }
 }

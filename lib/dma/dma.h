@@ -17,7 +17,7 @@
  *
  * Threads and locking
  *  - Any thread, no lock, no store to a line that another thread uses: dma_lookup,
- *    dma_addr_to_sgl, dma_pasid_space.
+ *    dma_addr_to_sgl, dma_pasid_space, dma_spaces_enter, dma_spaces_leave.
  *  - Any thread: dma_sgl_get, _hold, _put, _mark_dirty, _copy, dma_sg_is_mappable,
  *    dma_sg_target, dma_cache_insert, dma_drop, dma_cache_evict. A get or put of a live entry
  *    is lock-free; on entries of 2 MiB and more it stays on a cache line of the calling thread.
@@ -98,12 +98,25 @@ void dma_destroy(struct dma *dma);
 struct dma_space *dma_requester_space(struct dma *dma);
 struct dma_space *dma_translated_space(struct dma *dma);
 
+/*
+ * PASID spaces end with the client (dma_pasid_spaces_retire). A thread other than the control
+ * thread uses the pointer to one between dma_spaces_enter() and dma_spaces_leave() alone, and does
+ * there nothing that waits for the control thread or the client. Scatter entries and references
+ * outlive that: an entry of a space that has ended is stale, and a reference keeps the space's name
+ * until it is put. Both calls write to a cache line of the calling thread only.
+ */
+unsigned int dma_spaces_enter(struct dma *dma); /* returns the ticket for leave */
+void dma_spaces_leave(struct dma *dma, unsigned int ticket);
+
+/* Ends all PASID spaces, with what is left in them. Waits for threads inside. Control thread. */
+void dma_pasid_spaces_retire(struct dma *dma);
+
 /* The space of a PASID (below 2^20), or NULL when nobody made it. Lock-free. */
 struct dma_space *dma_pasid_space(struct dma *dma, uint32_t pasid, bool privileged);
 
 /*
- * The same, made when it is missing. Spaces live as long as the struct dma; the caller bounds
- * their number. -EINVAL (PASID out of range), -ENOMEM.
+ * The same, made when it is missing; the caller bounds the number of spaces. -EINVAL (PASID out of
+ * range), -ENOMEM.
  */
 int dma_pasid_space_create(struct dma *dma, uint32_t pasid, bool privileged,
                            struct dma_space **out);

@@ -103,7 +103,7 @@ struct dma_space {
     struct dma *dma;
     LIST_HEAD(, dma_entry) lingering;
     struct dma_space_name name;
-    struct dma_entry *untranslated; /* all of it, by message; not in the index, never removed */
+    struct dma_entry *untranslated; /* all of it, by message; not in the index */
     struct dma_space *next;         /* PASID spaces, newest first */
 };
 
@@ -130,6 +130,11 @@ struct dirty_log {
     LIST_HEAD(, dirty_map) maps;
 };
 
+/* Threads that are inside dma_spaces_enter(), by the phase in which they came: see retire.c. */
+struct space_readers {
+    _Alignas(64) _Atomic uint32_t inside[2];
+};
+
 struct dma {
     pthread_mutex_t lock; /* of all that is not atomic; see dma.h */
     const struct logger *log;
@@ -148,6 +153,9 @@ struct dma {
     struct dirty_log dirty;
     _Atomic(struct space_root *) pasid_root;
     _Atomic(struct dma_space *) pasid_spaces;
+    struct dma_space *retired; /* no longer found, and still referenced */
+    _Atomic unsigned int readers_phase;
+    struct space_readers readers[REF_SHARDS];
     struct dma_space requester;
     struct dma_space translated;
 };
@@ -224,6 +232,9 @@ void entry_discard(struct dma *dma, struct dma_entry *entry);
 void entry_kill(struct dma_space *space, struct dma_entry *entry, struct dma_drain *drain,
                 struct aftermath *after);
 
+/* The same for one of entry_make_unlisted(). */
+void entry_kill_unlisted(struct dma_space *space, struct dma_entry *entry, struct aftermath *after);
+
 /* Finishes a lingering entry, referenced or not: for those who free everything. */
 void entry_abandon(struct dma *dma, struct dma_entry *entry, struct aftermath *after);
 
@@ -250,6 +261,15 @@ void cache_drop_orphans(struct dma *dma, struct aftermath *after);
  * in it. Called where a thread comes by once.
  */
 void thread_arrives(struct dma *dma);
+
+/* Kills every entry of a space, its untranslated one included. Needs the lock. */
+void space_empty(struct dma_space *space, struct aftermath *after);
+
+/* Frees the two steps that lead to PASID spaces, not the spaces. NULL is allowed. */
+void space_root_free(struct space_root *root);
+
+/* Which of REF_SHARDS cache lines is this thread's. */
+unsigned int dma_thread_shard(struct dma *dma);
 
 /* --- references, without the lock ----------------------------------------------------------- */
 

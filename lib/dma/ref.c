@@ -34,7 +34,7 @@ static __attribute__((noinline, cold)) void number_thread(struct dma *dma)
     thread_arrives(dma);
 }
 
-static unsigned int my_shard(struct dma *dma)
+unsigned int dma_thread_shard(struct dma *dma)
 {
     if (__builtin_expect(thread_number == 0, 0)) {
         number_thread(dma);
@@ -46,7 +46,7 @@ static struct ref_cell *my_cell(struct dma *dma, struct dma_entry *entry)
 {
     struct ref_shards *shards = atomic_load_explicit(&entry->shards, memory_order_acquire);
 
-    return shards == NULL ? &entry->refs : &shards->shard[my_shard(dma)].cell;
+    return shards == NULL ? &entry->refs : &shards->shard[dma_thread_shard(dma)].cell;
 }
 
 /* References outstanding; may be too high while others come and go, never too low. */
@@ -289,6 +289,20 @@ static void finish_if_idle(struct dma *dma, struct dma_entry *entry, struct afte
     }
 }
 
+/* The entry is dead and out of the index: it is finished with its last reference. */
+static void linger(struct dma_space *space, struct dma_entry *entry, struct dma_drain *drain,
+                   struct aftermath *after)
+{
+    entry->state = ENTRY_LINGERING;
+    entry->dying.drain = drain;
+    entry->dying.more = NULL;
+    LIST_INSERT_HEAD(&space->lingering, entry, dying.link);
+    if (drain != NULL) {
+        drain_join(drain);
+    }
+    finish_if_idle(space->dma, entry, after);
+}
+
 void entry_kill(struct dma_space *space, struct dma_entry *entry, struct dma_drain *drain,
                 struct aftermath *after)
 {
@@ -308,14 +322,14 @@ void entry_kill(struct dma_space *space, struct dma_entry *entry, struct dma_dra
             dirty_region_removed(dma, entry);
         }
     }
-    entry->state = ENTRY_LINGERING;
-    entry->dying.drain = drain;
-    entry->dying.more = NULL;
-    LIST_INSERT_HEAD(&space->lingering, entry, dying.link);
-    if (drain != NULL) {
-        drain_join(drain);
-    }
-    finish_if_idle(dma, entry, after);
+    linger(space, entry, drain, after);
+}
+
+void entry_kill_unlisted(struct dma_space *space, struct dma_entry *entry, struct aftermath *after)
+{
+    next_generation(entry);
+    space->dma->nr_lingering++;
+    linger(space, entry, NULL, after);
 }
 
 static bool filter_takes(const struct linger_filter *filter, const struct dma_entry *entry)

@@ -64,33 +64,46 @@ int dma_create(const struct dma_config *config, struct dma **out)
     return 0;
 }
 
-/* Finishes what is left of a space as if nobody referred to it. */
-static void space_fini(struct dma_space *space, void *arg)
+void space_empty(struct dma_space *space, struct aftermath *after)
 {
-    struct aftermath *after = arg;
     struct dma_entry *entry;
 
-    dma_lock(space->dma);
     while ((entry = space_first(space, RANGE_ALL)) != NULL) {
         entry_kill(space, entry, NULL, after);
     }
+    if (space->untranslated != NULL) {
+        entry_kill_unlisted(space, space->untranslated, after);
+        space->untranslated = NULL;
+    }
+}
+
+/* Finishes what is left of a space as if nobody referred to it. */
+static void space_fini(struct dma_space *space, struct aftermath *after)
+{
+    struct dma_entry *entry;
+
+    dma_lock(space->dma);
+    space_empty(space, after);
     while ((entry = LIST_FIRST(&space->lingering)) != NULL) {
         entry_abandon(space->dma, entry, after);
     }
     dma_unlock(space->dma, after);
 }
 
-static void free_pasid_spaces(struct dma *dma)
+static void free_spaces(struct dma_space *space, struct aftermath *after)
 {
-    struct space_root *root = atomic_load(&dma->pasid_root);
-    struct dma_space *space = atomic_load(&dma->pasid_spaces), *next;
-    size_t i;
+    struct dma_space *next;
 
     for (; space != NULL; space = next) {
         next = space->next;
+        space_fini(space, after);
         free(space);
     }
-    for (i = 0; root != NULL && i < 1u << SPACE_ROOT_BITS; i++) {
+}
+
+void space_root_free(struct space_root *root)
+{
+    for (size_t i = 0; root != NULL && i < 1u << SPACE_ROOT_BITS; i++) {
         free(atomic_load(&root->leaf[i]));
     }
     free(root);
@@ -99,18 +112,16 @@ static void free_pasid_spaces(struct dma *dma)
 void dma_destroy(struct dma *dma)
 {
     struct aftermath after = { 0 };
-    struct dma_space *space;
 
     if (dma == NULL) {
         return;
     }
     /* The translated space last: cached translations of the others refer to its regions. */
-    for (space = atomic_load(&dma->pasid_spaces); space != NULL; space = space->next) {
-        space_fini(space, &after);
-    }
+    free_spaces(atomic_load(&dma->pasid_spaces), &after);
+    free_spaces(dma->retired, &after);
     space_fini(&dma->requester, &after);
     space_fini(&dma->translated, &after);
-    free_pasid_spaces(dma);
+    space_root_free(atomic_load(&dma->pasid_root));
     slab_fini(&dma->waiters);
     slab_fini(&dma->shards);
     slab_fini(&dma->entries);
@@ -155,7 +166,8 @@ struct dma_space *dma_pasid_space(struct dma *dma, uint32_t pasid, bool privileg
     if (pasid >> PASID_BITS != 0) {
         return NULL;
     }
-    root = atomic_load_explicit(&dma->pasid_root, memory_order_acquire);
+    /* Sequentially consistent: after the store of dma_spaces_enter(). */
+    root = atomic_load(&dma->pasid_root);
     if (root == NULL) {
         return NULL;
     }

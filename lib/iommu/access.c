@@ -131,16 +131,19 @@ static int build_piece(struct access *a, struct dma_space *space, uint64_t addr,
     return BUILD_MISSING;
 }
 
-static int build_sgl(struct access *a, struct dma_space *space)
+static int build_sgl(struct access *a)
 {
     vfu_dma_request_t *req = a->req;
     uint64_t addr = req->addr, last = req->addr + (req->len - 1);
-    int r;
+    unsigned int ticket = dma_spaces_enter(a->ctx->dma);
+    struct dma_space *space = iommu_space(a->ctx, req->pasid, req->attrs, true);
+    int r = space == NULL ? -ENOMEM : BUILT;
 
     req->nr_sgs = 0;
-    do {
+    while (r == BUILT && (req->nr_sgs == 0 || addr - 1 != last)) {
         r = build_piece(a, space, addr, last, &addr);
-    } while (r == BUILT && addr - 1 != last);
+    }
+    dma_spaces_leave(a->ctx->dma, ticket);
     return r;
 }
 
@@ -304,7 +307,7 @@ static bool give_up(struct access *a)
 }
 
 /* What is not there is asked for. 0: the access waits. */
-static int ask(struct access *a, struct dma_space *space)
+static int ask(struct access *a)
 {
     struct iommu *iommu = a->ctx->iommu;
 
@@ -320,22 +323,21 @@ static int ask(struct access *a, struct dma_space *space)
     if (give_up(a)) {
         return -EAGAIN;
     }
-    return translate_for(a, space);
+    return translate_for(a);
 }
 
 /* Runs an access until it is done, or waits for the client. */
 static void step(struct access *a)
 {
     struct vfu_ctx *ctx = a->ctx;
-    struct dma_space *space = iommu_space(ctx, a->req->pasid, a->req->attrs, true);
-    int r = space == NULL ? -ENOMEM : 0;
+    int r = 0;
 
     access_set_state(a, ACCESS_RUNNING);
     while (r >= 0) {
         r = access_allowed(ctx, a->req->pasid, a->req->attrs);
-        r = r < 0 ? r : build_sgl(a, space);
+        r = r < 0 ? r : build_sgl(a);
         if (r == BUILD_MISSING) {
-            r = ask(a, space);
+            r = ask(a);
             if (r == 0) {
                 return;
             }
@@ -474,6 +476,20 @@ static int begin(struct vfu_ctx *ctx, vfu_dma_request_t *req)
     return 0;
 }
 
+/* Finds the entry that holds the whole access. */
+static bool find_at_once(struct access *a, struct dma_hit *hit)
+{
+    const vfu_dma_request_t *req = a->req;
+    struct dma *dma = a->ctx->dma;
+    unsigned int ticket = dma_spaces_enter(dma);
+    struct dma_space *space = iommu_space(a->ctx, req->pasid, req->attrs, false);
+    bool found = space != NULL && dma_lookup(space, req->addr, hit) == 0 &&
+                 hit->iova.last - req->addr >= req->len - 1;
+
+    dma_spaces_leave(dma, ticket);
+    return found;
+}
+
 /*
  * What most accesses are: within one entry that is there and allows it. No lock, and nothing
  * written that another thread writes.
@@ -482,13 +498,12 @@ static bool resolve_at_once(struct access *a)
 {
     struct vfu_ctx *ctx = a->ctx;
     vfu_dma_request_t *req = a->req;
-    struct dma_space *space = iommu_space(ctx, req->pasid, req->attrs, false);
     int prot = wanted_prot(req);
     struct iovec iov;
     struct dma_hit hit;
 
-    if (space == NULL || req->revoked != NULL || access_allowed(ctx, req->pasid, req->attrs) < 0 ||
-        dma_lookup(space, req->addr, &hit) < 0 || hit.iova.last - req->addr < req->len - 1 ||
+    if (req->revoked != NULL || access_allowed(ctx, req->pasid, req->attrs) < 0 ||
+        !find_at_once(a, &hit) ||
         ((hit.cached ? prot : prot & PROT_WRITE) & ~hit.prot) != 0) {
         return false;
     }

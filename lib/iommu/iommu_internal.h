@@ -68,7 +68,6 @@ static inline struct access *access_of(vfu_dma_request_t *req)
 struct translation {
     struct txn txn;
     struct vfu_ctx *ctx;
-    struct dma_space *space;
     uint32_t pasid;
     uint32_t attrs;
     bool write;
@@ -206,6 +205,7 @@ void access_end_all(struct access_list *list, int err);
 /* Tells the owners of kept mappings that overlap. No lock held; control thread. */
 void access_revoke(struct vfu_ctx *ctx, uint32_t pasid, bool global, struct range range);
 uint64_t access_page_mask(const struct iommu *iommu);
+/* Between dma_spaces_enter() and dma_spaces_leave(), as is every use of the result. */
 struct dma_space *iommu_space(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs, bool create);
 
 /* translate.c */
@@ -214,7 +214,7 @@ struct dma_space *iommu_space(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attr
  * Asks for the translation of a->missing, or joins one that will tell. 0: a waits; 1: it has
  * arrived meanwhile, look again; or a negative errno.
  */
-int translate_for(struct access *a, struct dma_space *space);
+int translate_for(struct access *a);
 /*
  * Whose requests: those of a PASID, of VFU_NO_PASID, of all PASIDs, or everybody's. PASIDs have 20
  * bits.

@@ -74,12 +74,14 @@ void atc_drop(struct vfu_ctx *ctx, uint32_t pasid, bool all, struct range range,
 {
     struct drop_args args = { .range = range, .drain = drain };
     struct dma_space *space;
+    unsigned int ticket;
 
     if (all) {
         forget_globals(ctx->iommu, range);
         dma_for_each_space(ctx->dma, drop_space, &args);
         return;
     }
+    ticket = dma_spaces_enter(ctx->dma);
     for (int privileged = 0; privileged < 2; privileged++) {
         space = iommu_space(ctx, pasid, privileged ? VFU_PASID_PRIV : 0, false);
         if (space != NULL) {
@@ -89,6 +91,7 @@ void atc_drop(struct vfu_ctx *ctx, uint32_t pasid, bool all, struct range range,
             break;
         }
     }
+    dma_spaces_leave(ctx->dma, ticket);
 }
 
 static void remember_global(struct iommu *iommu, const struct vfio_user_ats_entry *e,
@@ -254,7 +257,8 @@ static bool overtaken(const struct translation *t, struct range range)
 }
 
 /* A region of the space in the way: what is cached is the smallest unit that somebody wants. */
-static void insert_units(struct translation *t, const struct dma_translation *whole)
+static void insert_units(struct translation *t, struct dma_space *space,
+                         const struct dma_translation *whole)
 {
     uint64_t mask = access_page_mask(t->ctx->iommu);
     struct access *a;
@@ -266,13 +270,13 @@ static void insert_units(struct translation *t, const struct dma_translation *wh
         unit.iova.last = a->missing | mask;
         if (range_contains(whole->iova, unit.iova)) {
             unit.translated = whole->translated + (unit.iova.first - whole->iova.first);
-            insert(t->ctx, t->space, &unit);
+            insert(t->ctx, space, &unit);
         }
     }
 }
 
-/* Lock held. */
-static void fill_cache(struct translation *t, uint32_t nr)
+/* iommu.lock is held. */
+static void fill_space(struct translation *t, struct dma_space *space, uint32_t nr)
 {
     struct iommu *iommu = t->ctx->iommu;
 
@@ -292,13 +296,26 @@ static void fill_cache(struct translation *t, uint32_t nr)
             count(&iommu->counters.discarded, 1);
             continue;
         }
-        if (insert(t->ctx, t->space, &translation) == -EEXIST) {
-            insert_units(t, &translation);
+        if (insert(t->ctx, space, &translation) == -EEXIST) {
+            insert_units(t, space, &translation);
         }
         if (translation.tags & TAG_GLOBAL) {
             remember_global(iommu, e, (t->attrs & VFU_PASID_PRIV) != 0);
         }
     }
+}
+
+/* iommu.lock is held. */
+static void fill_cache(struct translation *t, uint32_t nr)
+{
+    struct dma *dma = t->ctx->dma;
+    unsigned int ticket = dma_spaces_enter(dma);
+    struct dma_space *space = nr > 0 ? iommu_space(t->ctx, t->pasid, t->attrs, true) : NULL;
+
+    if (space != NULL) {
+        fill_space(t, space, nr);
+    }
+    dma_spaces_leave(dma, ticket);
 }
 
 static const struct vfio_user_ats_entry *find_entry(const struct translation *t, uint32_t nr,
@@ -459,9 +476,8 @@ static struct range asked_range(const struct vfu_ctx *ctx, uint64_t addr, uint64
     return range;
 }
 
-static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space *space,
-                                           uint32_t pasid, uint32_t attrs, struct range asked,
-                                           bool write)
+static struct translation *new_translation(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs,
+                                           struct range asked, bool write)
 {
     uint32_t most = max_entries(ctx);
     struct translation *t = calloc(1, sizeof(*t) + most * sizeof(t->reply.entries[0]));
@@ -472,7 +488,6 @@ static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space
     }
     t->ctx = ctx;
     t->max_entries = most;
-    t->space = space;
     t->pasid = pasid;
     t->attrs = attrs;
     t->asked = asked;
@@ -501,14 +516,13 @@ static struct translation *new_translation(struct vfu_ctx *ctx, struct dma_space
 }
 
 /* One under way that will answer this too. Lock held. */
-static struct translation *find_pending(struct iommu *iommu, const struct access *a,
-                                        const struct dma_space *space)
+static struct translation *find_pending(struct iommu *iommu, const struct access *a)
 {
     bool write = (a->req->prot & PROT_WRITE) != 0;
     struct translation *t;
 
     TAILQ_FOREACH (t, &iommu->translations, link) {
-        if (t->space == space && !t->cancelled && t->attrs == a->req->attrs &&
+        if (t->pasid == a->req->pasid && !t->cancelled && t->attrs == a->req->attrs &&
             (t->write || !write) && t->asked.first <= a->missing && a->missing <= t->asked.last &&
             !overtaken(t, (struct range){ a->missing, a->missing })) {
             return t;
@@ -524,11 +538,22 @@ static void wait_for(struct access *a, struct translation *t)
     TAILQ_INSERT_TAIL(&t->waiters, a, link);
 }
 
-static bool present_now(const struct access *a, struct dma_space *space)
+/* It has come meanwhile, or holds in every PASID. iommu.lock is held. */
+static bool present_now(struct access *a)
 {
+    const vfu_dma_request_t *req = a->req;
+    struct dma *dma = a->ctx->dma;
+    unsigned int ticket = dma_spaces_enter(dma);
+    struct dma_space *space = iommu_space(a->ctx, req->pasid, req->attrs, true);
     struct dma_hit hit;
+    bool present = false;
 
-    return dma_lookup(space, a->missing, &hit) == 0 && (a->req->prot & ~hit.prot) == 0;
+    if (space != NULL) {
+        present = (dma_lookup(space, a->missing, &hit) == 0 && (req->prot & ~hit.prot) == 0) ||
+                  insert_global(a, space) == 1;
+    }
+    dma_spaces_leave(dma, ticket);
+    return present;
 }
 
 static void start(struct translation *t)
@@ -543,12 +568,12 @@ static void start(struct translation *t)
     }
 }
 
-int translate_for(struct access *a, struct dma_space *space)
+int translate_for(struct access *a)
 {
     struct iommu *iommu = a->ctx->iommu;
     const vfu_dma_request_t *req = a->req;
     struct range asked = asked_range(a->ctx, a->missing, req->addr + (req->len - 1));
-    struct translation *fresh = new_translation(a->ctx, space, req->pasid, req->attrs, asked,
+    struct translation *fresh = new_translation(a->ctx, req->pasid, req->attrs, asked,
                                                 (req->prot & PROT_WRITE) != 0);
     struct translation *t;
     int r = 0;
@@ -557,11 +582,11 @@ int translate_for(struct access *a, struct dma_space *space)
         return -ENOMEM;
     }
     pthread_mutex_lock(&iommu->lock);
-    t = find_pending(iommu, a, space);
+    t = find_pending(iommu, a);
     if (t != NULL) {
         wait_for(a, t);
         count(&iommu->counters.joined, 1);
-    } else if (present_now(a, space) || insert_global(a, space) == 1) {
+    } else if (present_now(a)) {
         r = 1;
     } else if (iommu->nr_translations >= MAX_TRANSLATIONS) {
         r = -EAGAIN;
@@ -584,12 +609,8 @@ int translate_one(struct vfu_ctx *ctx, uint32_t pasid, uint32_t attrs, uint64_t 
                   vfu_translate_cb_t *cb, void *pvt)
 {
     struct iommu *iommu = ctx->iommu;
-    struct dma_space *space = iommu_space(ctx, pasid, attrs, true);
-    struct translation *t = NULL;
+    struct translation *t = new_translation(ctx, pasid, attrs, asked_range(ctx, addr, addr), write);
 
-    if (space != NULL) {
-        t = new_translation(ctx, space, pasid, attrs, asked_range(ctx, addr, addr), write);
-    }
     if (t == NULL) {
         return -ENOMEM;
     }

@@ -68,10 +68,10 @@ static inline bool log_prints(const struct logger *log, int level)
 #define log_debug(log, ...) log_at(log, LOG_DEBUG, __VA_ARGS__)
 
 /*
- * A call of the device that is refused: a mistake in its code is an error (EINVAL, ENOTCONN), what
- * the guest or the client did not allow is information.
+ * A call of the device that is refused: a mistake in its code (EINVAL) is an error; what the guest
+ * or the client did not allow, or a client that has gone, is information.
  */
 #define log_refused(log, err, ...)                                                                 \
-    log_at(log, (err) == -EINVAL || (err) == -ENOTCONN ? LOG_ERR : LOG_INFO, __VA_ARGS__)
+    log_at(log, (err) == -EINVAL ? LOG_ERR : LOG_INFO, __VA_ARGS__)
 
 #endif /* VFU_UTIL_LOG_H */

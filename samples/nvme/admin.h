@@ -92,8 +92,8 @@ void admin_destroy(struct nvme *nvme);
 /* To the state after a controller reset. */
 void admin_reset(struct nvme *nvme);
 /*
- * A client was lost, which is a loss of power for the controller (5.14.1): its errors are forgotten,
- * except for their number. unsafe: the host had not shut it down. Control thread.
+ * A client was lost, which is a loss of power for the controller (5.14.1): the error log is empty,
+ * and goes on counting. unsafe: the host had not shut the controller down. Control thread.
  */
 void admin_power_cycle(struct nvme *nvme, bool unsafe);
 

@@ -106,8 +106,8 @@ void command_unpark(struct command *cmd)
 
 /*
  * An address that was never mapped is the host's error and is reported at once. EIO: the client has
- * translated it to memory that is not mapped now. Messages are cancelled by what makes the memory go
- * away, before it has gone.
+ * translated it to memory that is not mapped now. ECANCELED: a DMA_UNMAP, an invalidation or a reset
+ * has ended a message.
  */
 static bool memory_may_come(struct command *cmd, int error)
 {

@@ -85,8 +85,7 @@ static void init_shadow(struct worker *worker, _Atomic uint32_t *page, unsigned 
 {
     uint32_t nothing = 0;
 
-    (void)atomic_compare_exchange_strong(&page[index], &nothing,
-                                         doorbell_read(worker, index, now));
+    (void)atomic_compare_exchange_strong(&page[index], &nothing, doorbell_read(worker, index, now));
 }
 
 bool shadows_move(struct worker *worker, uint64_t values, uint64_t wanted, void *page)
@@ -129,7 +128,10 @@ static bool head_matters(struct nvme *nvme, struct cq *cq)
     return !cq_has_room(cq) || atomic_load(&nvme->interrupts.mode) == INTERRUPT_INTX;
 }
 
-/* The shadows are there. The host is to ring when a value that matters moves on from where it is. */
+/*
+ * Asks the host to ring when a value that matters moves on from where it is. The shadows must be
+ * there.
+ */
 static void arm(struct worker *worker)
 {
     struct shadow_doorbells *shadow = &worker->nvme->admin.shadows[worker->index];

@@ -114,8 +114,7 @@ static void make_controller(struct identity *id, const struct identity_config *c
     if (config->serial != NULL) {
         snprintf(id->serial, sizeof(id->serial), "%s", config->serial);
     } else {
-        snprintf(id->serial, sizeof(id->serial), "VU%016llx",
-                 (unsigned long long)seed->halves[0]);
+        snprintf(id->serial, sizeof(id->serial), "VU%016llx", (unsigned long long)seed->halves[0]);
     }
     if (config->subnqn != NULL) {
         snprintf(id->subnqn, sizeof(id->subnqn), "%s", config->subnqn);

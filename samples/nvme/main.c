@@ -70,8 +70,7 @@ static bool parse_number(const char *option, const char *text, unsigned least, u
 
     errno = 0;
     n = strtoul(text, &end, 10);
-    if (errno != 0 || end == text || *end != '\0' || *text == '-' || n < least ||
-        n > most) {
+    if (errno != 0 || end == text || *end != '\0' || *text == '-' || n < least || n > most) {
         fprintf(stderr, "nvme: %s takes a number from %u to %u, not '%s'\n", option, least, most,
                 text);
         return false;
@@ -114,7 +113,8 @@ static bool parse_block_size(const char *text, unsigned *size)
 }
 
 /* False: it is no such item, or it is wrong, which *wrong says after a line on standard error. */
-static bool parse_name(const char *item, const char *value, struct namespace_config *ns, bool *wrong)
+static bool parse_name(const char *item, const char *value, struct namespace_config *ns,
+                       bool *wrong)
 {
     const struct {
         const char *item;
@@ -249,8 +249,7 @@ static bool parse_option(int c, struct nvme_config *config, size_t *verbosity)
     case 'N':
         return parse_text("--subnqn", optarg, IDENTITY_NQN_SIZE, &config->identity.subnqn);
     case 'c':
-        return parse_number("--cntlid", optarg, 1, IDENTITY_CNTLID_MAX,
-                            &config->identity.cntlid);
+        return parse_number("--cntlid", optarg, 1, IDENTITY_CNTLID_MAX, &config->identity.cntlid);
     case 'g':
         return parse_number("--memory-grace", optarg, 0, MEMORY_GRACE_MAX_MS,
                             &config->memory_grace_ms);

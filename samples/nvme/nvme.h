@@ -100,7 +100,7 @@ struct nvme {
     struct controller controller;
     struct memory memory;
     struct admin admin;
-    /* Shown to the host, and what the next client is shown: a migration brings that of its source. */
+    /* What the host is shown: a migration brings that of its source, until its client is lost. */
     struct identity identity, own_identity;
     struct namespace namespaces[NVME_MAX_NAMESPACES];
     unsigned nr_namespaces;

@@ -38,11 +38,11 @@ struct queue_config {
     uint32_t vector; /* of a completion queue; NO_VALUE: it does not interrupt */
 };
 
-/* What a worker remembers of a doorbell that cannot be right, so that it reports each of them once. */
+/* The value of a doorbell that cannot be right: a worker reports each of them once. */
 struct doorbell {
     bool is_bad;
     uint32_t bad_value;
-    atomic_bool rung; /* the host has written it by a message since: the same value again, perhaps */
+    atomic_bool rung; /* a message has written it since, perhaps with the same value */
 };
 
 struct cq {

@@ -75,6 +75,12 @@ static void fill_pages(struct ring *ring)
     }
 }
 
+/* A host that does not ring by messages cannot say that it has work. */
+static bool doorbells_are_silent(const struct worker *worker)
+{
+    return worker->nvme->config.poll || worker->nvme->config.ioeventfd;
+}
+
 static void take_answer(struct ring *ring, int error)
 {
     ring->error = error;
@@ -89,7 +95,7 @@ static void take_answer(struct ring *ring, int error)
         if (!ring->patient && ring->missing_since == 0) {
             ring->missing_since = nvme_now_ms();
         }
-        worker_await_memory(ring->worker, !ring->patient);
+        worker_await_memory(ring->worker, !ring->patient || doorbells_are_silent(ring->worker));
         return;
     }
     ring->missing_since = 0;

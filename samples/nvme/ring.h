@@ -29,7 +29,7 @@ struct ring {
     size_t len;
     int prot;
     int error;  /* of the last resolve: 0 or an errno */
-    uint64_t missing_since; /* ms, of the first resolve that failed; 0: none has, or it is patient */
+    uint64_t missing_since; /* ms, of the first resolve that failed; 0: none, or it is patient */
     bool patient; /* no work is known: it is looked up again after a DMA_MAP, and never lost */
     int answer; /* the same, handed over by the handshake */
     atomic_int handshake;

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from test_nvme_iommu import ATS, attach
 from vfiouser import wire
 from vfiouser.nvme import Namespace, Nvme, pattern
 from vfiouser.nvme_spec import (ADMIN_DOORBELL_BUFFER, CNS_CONTROLLER, CSTS_CFS,
@@ -325,3 +326,19 @@ def test_unmasked_without_entries_left(masked):
     nvme.write(INTMC, 1)
     assert nvme.interrupts() == 0
     assert not nvme.client.read_int(CONFIG, 6, 2) & INTERRUPT_STATUS
+
+
+@ATS
+def test_shadows_move_behind_an_iommu(nvme_server):
+    """The memory has to be translated first: the controller writes nothing later than it says."""
+    nvme = attach(nvme_server)
+    sq = nvme.start_io()
+    doorbells = configure(nvme)
+    doorbells.values = {2: sq.tail, 3: sq.cq.head}
+    for _ in range(20):
+        moved_shadows(nvme, doorbells, sq, (0, 0))
+        for _ in range(3):
+            sq.ok(IO_FLUSH, nsid=1)
+            nvme.identify(CNS_CONTROLLER)
+            assert struct.unpack("<II", nvme.memory.read(doorbells.shadow + 8, 8)) == (
+                sq.tail, sq.cq.head)

@@ -56,9 +56,9 @@ class Host:
             self.nvme.client.dma_map(self.nvme.memory.slot)
 
     def load(self, addr, count=20):
-        """Reads that are not waited for."""
-        return [(disk.sq, self.nvme.transfer(disk.sq, IO_READ, i * 8, 8, addr, PAGE))
-                for i in range(count) for disk in self.disks]
+        """Reads that are not waited for, to a page for each queue."""
+        return [(disk.sq, self.nvme.transfer(disk.sq, IO_READ, i * 8, 8, addr + at * PAGE, PAGE))
+                for i in range(count) for at, disk in enumerate(self.disks)]
 
 
 @pytest.fixture(params=itertools.product([False, True], repeat=2),
@@ -81,7 +81,7 @@ def test_memory_moves_while_idle(host):
 
 def test_memory_moves_under_load(host):
     """No command fails, and none is lost."""
-    addr = host.nvme.alloc(PAGE)
+    addr = host.nvme.alloc(2 * PAGE)
     for _ in range(10):
         cids = host.load(addr)
         host.unmap()
@@ -93,7 +93,7 @@ def test_memory_moves_under_load(host):
 
 def test_work_while_the_memory_is_away(host):
     """A doorbell is rung for entries that cannot be read yet."""
-    addr = host.nvme.alloc(PAGE)
+    addr = host.nvme.alloc(2 * PAGE)
     host.disks[0].write(0, pattern(PAGE, 9))
     for _ in range(3):
         host.unmap()

@@ -367,6 +367,82 @@ static void test_pasid_spaces(void **state)
     assert_int_equal(lookup(space_of(state), 0x1000, &range), -ENOENT);
 }
 
+/* What goes with a client; references and handles outlive it. */
+static void test_pasid_spaces_end(void **state)
+{
+    struct dma_target target;
+    struct dma_space *space;
+    struct dma_sg held, all;
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(dma_pasid_space_create(*state, 7, true, &space), 0);
+        assert_int_equal(map_message(space, 0x1000, 0x1000, RW), 0);
+        assert_int_equal(dma_addr_to_sgl(space, 0x1000, 8, &held, 1, RW), 1);
+        dma_untranslated_sg(space, 0x5000, 8, true, &all);
+        assert_int_equal(dma_sgl_hold(*state, &held, 1), 0);
+        assert_int_equal(dma_sgl_hold(*state, &all, 1), 0);
+        dma_pasid_spaces_retire(*state);
+        assert_null(dma_pasid_space(*state, 7, true));
+        assert_int_equal(dma_nr_pasid_spaces(*state), 0);
+        dma_held_target(*state, &held, &target);
+        assert_int_equal(target.space.pasid, 7);
+        dma_held_target(*state, &all, &target);
+        assert_true(target.space.has_pasid && target.space.privileged);
+        if (i != 1) {
+            dma_sgl_release(*state, &held, 1);
+            dma_sgl_release(*state, &all, 1);
+            assert_int_equal(dma_sgl_hold(*state, &held, 1), -ESTALE);
+            assert_int_equal(dma_sgl_hold(*state, &all, 1), -ESTALE);
+        }
+    }
+    assert_int_equal(dma_nr_regions(*state), 0);
+}
+
+static atomic_bool keep_looking;
+
+/* A device's thread, which knows nothing of the clients that come and go. */
+static void *use_spaces(void *arg)
+{
+    struct dma *dma = arg;
+    uint64_t random = (uintptr_t)&random;
+    struct dma_sg sg;
+
+    while (atomic_load(&keep_looking)) {
+        unsigned int ticket = dma_spaces_enter(dma);
+        struct dma_space *space = dma_pasid_space(dma, (uint32_t)(next_random(&random) % 64), false);
+        bool found = space != NULL && dma_addr_to_sgl(space, 0x1000, 8, &sg, 1, PROT_READ) == 1;
+
+        dma_spaces_leave(dma, ticket);
+        if (found && dma_sgl_hold(dma, &sg, 1) == 0) {
+            dma_sgl_release(dma, &sg, 1);
+        }
+    }
+    return NULL;
+}
+
+static void test_pasid_spaces_end_beside_threads(void **state)
+{
+    struct dma_space *space;
+    pthread_t threads[3];
+
+    atomic_store(&keep_looking, true);
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, use_spaces, *state), 0);
+    }
+    for (int client = 0; client < 30; client++) {
+        for (uint32_t pasid = 0; pasid < 64; pasid++) {
+            assert_int_equal(dma_pasid_space_create(*state, pasid, false, &space), 0);
+            assert_int_equal(map_message(space, 0x1000, 0x1000, RW), 0);
+        }
+        dma_pasid_spaces_retire(*state);
+    }
+    atomic_store(&keep_looking, false);
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    }
+    assert_int_equal(dma_nr_regions(*state), 0);
+}
+
 /* --- many ----------------------------------------------------------------------------------- */
 
 #define MANY 1000000ull
@@ -475,6 +551,8 @@ int main(void)
         TEST(test_walk),
         TEST(test_random_against_model),
         TEST(test_pasid_spaces),
+        TEST(test_pasid_spaces_end),
+        TEST(test_pasid_spaces_end_beside_threads),
         TEST(test_million_maps_of_one_file),
         TEST(test_readers_beside_writer),
     };
