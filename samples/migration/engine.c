@@ -32,6 +32,9 @@ static void write_burst(struct engine *engine)
         uint64_t addr = recorder_next(recorder, &record);
         int err = write_record(engine, addr, &record);
 
+        if (err == -ECANCELED) {
+            return; /* by a stop or a reset: the record is written again when the device may work */
+        }
         if (err != 0) {
             vfu_log(engine->ctx, LOG_ERR, "record %ju at 0x%jx was not written: %s",
                     (uintmax_t)record.number, (uintmax_t)addr, strerror(-err));
