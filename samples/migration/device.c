@@ -185,6 +185,8 @@ static int set_up(vfu_ctx_t *ctx)
     vfu_pci_set_id(ctx, RECORDER_VENDOR_ID, RECORDER_DEVICE_ID, 0, 0);
     vfu_pci_set_class(ctx, CLASS_OTHER, 0, 0);
     vfu_setup_device_quiesce_cb(ctx, quiesce);
+    /* Configuration space and interrupts go with the records: a client restores none of them. */
+    vfu_setup_device_migrate_state(ctx, true);
     if (vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, RECORDER_BAR_SIZE, access_registers,
                          VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0) != 0 ||
         vfu_setup_device_dma(ctx, LIBVFIO_USER_MAX_DMA_REGIONS, NULL, NULL) != 0 ||

@@ -65,6 +65,8 @@ static int stop(struct nvme *nvme, struct migration *m)
 static int go_on(struct nvme *nvme, struct migration *m)
 {
     drop_data(m);
+    /* Configuration space has come with the state: how to interrupt, and bus mastering. */
+    pci_sync(nvme);
     controller_resume(nvme);
     return 0;
 }
@@ -143,6 +145,7 @@ int migration_setup(struct nvme *nvme)
         errno = ENOMEM;
         return -1;
     }
+    vfu_setup_device_migrate_state(nvme->ctx, true);
     return vfu_setup_device_migration_callbacks(nvme->ctx, &callbacks);
 }
 

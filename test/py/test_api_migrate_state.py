@@ -170,15 +170,19 @@ def test_all_of_it_arrives(make):
     assert target.kept() == expected and not target.errors()
 
 
-def test_what_was_there_before_is_gone(make):
+def test_what_was_there_before_is_gone(make, events):
     """The state of a device that nobody has used, for one that somebody has."""
     source, target = make(), make().used().with_iommu()
     target.client.set_irqs(INTX, DATA_NONE | ACTION_MASK)
+    target.put(target.caps_at[MSIX_CAP] + 2, 0xC000)
+    give(target.client, 0, events[0])
+    target.trigger(0)
     expected = source.kept()
     stream = source.saved()
     set_state(target.client, RESUMING)
     load(target.client, stream)
-    assert target.kept() == expected
+    set_state(target.client, RUNNING)
+    assert target.kept() == expected and count(events[0]) == 0
     assert not any(on for name, on in target.iommu().items() if name != "page_shift")
 
 

@@ -7,41 +7,18 @@ import struct
 
 import pytest
 
-from vfiouser import wire
 from vfiouser.client import VfioUserError
 from vfiouser.hypervisor import Hypervisor
+from vfiouser.migration import (PRE_COPY, RESUMING, RUNNING, STOP, STOP_COPY, load, of_device, save,
+                                set_state, with_device)
 from vfiouser.nvme import Namespace, Nvme, pattern
 from vfiouser.nvme_spec import (ADMIN_AER, ADMIN_GET_FEATURES, ADMIN_SET_FEATURES, CC, CC_ENABLE,
                                 CC_IO_ENTRIES, CSTS_RDY, IO_FLUSH, IO_READ, IO_WRITE, SUCCESS)
-from vfiouser.wire import BAR0, FEAT_MIG_STATE, FEATURE_SET, Cmd
+from vfiouser.wire import ACTION_TRIGGER, BAR0, CONFIG, DATA_EVENTFD, MSIX
 
-STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY = 1, 2, 3, 4, 6
 TEMPERATURE = 0x04
 SIZE = 32 << 10
 BLOCKS = SIZE // 512
-
-
-def set_state(client, state):
-    client.feature(FEATURE_SET | FEAT_MIG_STATE,
-                   wire.FEATURE_MIG_STATE.pack(device_state=state, data_fd=0))
-
-
-def save(client, size=4096):
-    state = b""
-    while True:
-        payload = wire.MIG_DATA.pack(argsz=wire.MIG_DATA.size + size, size=size)
-        reply = client.request(Cmd.MIG_DATA_READ, payload).payload
-        count = wire.MIG_DATA.unpack(reply).size
-        if not count:
-            return state
-        state += reply[wire.MIG_DATA.size:][:count]
-
-
-def load(client, state, size=4000):
-    for at in range(0, len(state), size):
-        piece = state[at:at + size]
-        client.request(Cmd.MIG_DATA_WRITE, wire.MIG_DATA.pack(
-            argsz=wire.MIG_DATA.size + len(piece), size=len(piece)) + piece)
 
 
 def start_again(server):
@@ -76,7 +53,9 @@ class Pair:
         target.memory, source.memory = source.memory, target.memory
         target.dma_map(nvme.memory.slot)
         nvme.client = target
-        nvme.enable_bus_master()
+        if nvme.events:
+            target.set_irqs(MSIX, DATA_EVENTFD | ACTION_TRIGGER, count=len(nvme.events),
+                            fds=nvme.events)
         set_state(target, RUNNING)
         source.close()
         start_again(self.servers[1])
@@ -112,6 +91,32 @@ def test_there_and_back_under_load(pair, pre_copy):
             assert sq.wait(cid).status == SUCCESS
             assert nvme.memory.read(addr, SIZE) == part
         nvme.memory.next = pages[0]
+
+
+def test_interrupts_go_with_it(pair):
+    """Vector 2 fires as vector 2; one that is pending is delivered once its mask has gone."""
+    nvme = pair.nvme
+    sq = nvme.start_io(2, vectors=3)
+    at = nvme.find_capability(0x11)
+    table = nvme.client.read_int(CONFIG, at + 4, 4)
+    control = (table & ~7) + 16 * 2 + 12
+    nvme.client.write_int(table & 7, control, 1)
+    sq = nvme.queues[2]
+    cid = sq.submit(IO_FLUSH, nsid=1)
+    nvme.poll(lambda: nvme.client.read_int(table & 7, 0x1000) == 1 << 2, "nothing is pending")
+    for _ in range(2):
+        pair.move()
+    assert nvme.client.read_int(CONFIG, at + 2, 2) & 0x8000
+    nvme.client.write_int(table & 7, control, 0)
+    assert nvme.idle([nvme.events[2]], 20), "the interrupt is lost"
+    assert sq.wait(cid).status == SUCCESS
+    pair.move()
+    for vector in range(3):
+        nvme.interrupts(vector)
+    cid = sq.submit(IO_FLUSH, nsid=1)
+    assert nvme.idle([nvme.events[2]], 20), "another vector"
+    assert sq.wait(cid).status == SUCCESS
+    assert not nvme.interrupts(0) and not nvme.interrupts(1)
 
 
 def test_what_the_driver_has_set_stays(pair):
@@ -177,7 +182,8 @@ def test_states_that_are_none(start_nvme, tmp_path):
     pair.nvme.start_io(4)
     pair.nvme.admin.submit(ADMIN_AER)
     set_state(pair.nvme.client, STOP_COPY)
-    state = save(pair.nvme.client)
+    stream = save(pair.nvme.client)
+    state = of_device(stream)
     target = pair.servers[1].client()
     for turn in range(300):
         bad = bytearray(state)
@@ -188,7 +194,7 @@ def test_states_that_are_none(start_nvme, tmp_path):
         if turn % 10 == 0:
             bad = bad[:rng.randrange(len(bad))]
         set_state(target, RESUMING)
-        load(target, bytes(bad), 65536)
+        load(target, with_device(stream, bytes(bad)), 65536)
         try:
             set_state(target, RUNNING)
         except VfioUserError as error:
@@ -213,7 +219,8 @@ class Received:
     def __init__(self, pair):
         pair.nvme.start_io(4)
         set_state(pair.nvme.client, STOP_COPY)
-        self.state = bytearray(save(pair.nvme.client))
+        self.stream = save(pair.nvme.client)
+        self.state = bytearray(of_device(self.stream))
         self.pair = pair
         self.target = pair.servers[1].client()
 
@@ -226,7 +233,7 @@ class Received:
     def take(self, before=lambda: None):
         set_state(self.target, RESUMING)
         before()
-        load(self.target, bytes(self.state), 65536)
+        load(self.target, with_device(self.stream, bytes(self.state)), 65536)
         set_state(self.target, RUNNING)
 
     def close(self):

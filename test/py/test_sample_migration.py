@@ -11,13 +11,13 @@ import subprocess
 import pytest
 
 from conftest import sample
-from vfiouser import wire
+from vfiouser import migration
 from vfiouser.client import VfioUserError
+from vfiouser.migration import PRE_COPY, RESUMING, RUNNING, STOP, STOP_COPY, of_device
 from vfiouser.server import REPORTS, START_TIMEOUT, Server
-from vfiouser.wire import BAR0, FEAT_MIG_STATE, FEATURE_SET, Cmd
+from vfiouser.wire import BAR0, CONFIG
 
 RING, LENGTH, CONTROL, ERROR, WRITTEN, CONSUMED, MIX, DIGEST = range(0, 0x40, 8)
-STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY = 1, 2, 3, 4, 6
 PAGE, REGISTERS = 1, 2
 PAGE_SIZE, NR_PAGES = 4096, 256
 RECORD_SIZE = 64
@@ -113,25 +113,13 @@ class Recorder:
             pass
 
     def set_state(self, state):
-        self.client.feature(FEATURE_SET | FEAT_MIG_STATE,
-                            wire.FEATURE_MIG_STATE.pack(device_state=state, data_fd=0))
+        migration.set_state(self.client, state)
 
     def save(self, size):
-        """Reads state in pieces until there is no more."""
-        state = b""
-        while True:
-            payload = wire.MIG_DATA.pack(argsz=wire.MIG_DATA.size + size, size=size)
-            reply = self.client.request(Cmd.MIG_DATA_READ, payload).payload
-            count = wire.MIG_DATA.unpack(reply).size
-            if not count:
-                return state
-            state += reply[wire.MIG_DATA.size:][:count]
+        return migration.save(self.client, size)
 
     def load(self, state, size=4096):
-        for at in range(0, len(state), size):
-            piece = state[at:at + size]
-            self.client.request(Cmd.MIG_DATA_WRITE, wire.MIG_DATA.pack(
-                argsz=wire.MIG_DATA.size + len(piece), size=len(piece)) + piece)
+        migration.load(self.client, state, size)
 
 
 @pytest.fixture
@@ -152,13 +140,15 @@ def test_state_in_pieces_of_any_size(recorder, save_size, load_size):
     recorder.write(MIX, 5)
     recorder.set_state(PRE_COPY)
     state = recorder.save(65536)
-    assert len(state) == NR_PAGES * (8 + PAGE_SIZE), "all pages, and not the registers"
+    assert len(of_device(state)) == NR_PAGES * (8 + PAGE_SIZE), "all pages, not the registers"
+    recorder.client.write_int(CONFIG, 0x3C, 11, 1)
     recorder.write(CONSUMED, 100)
     while recorder.read(WRITTEN) < 700:
         pass
     recorder.set_state(STOP_COPY)
     rest = recorder.save(save_size)
-    assert len(rest) == 8 + PAGE_SIZE + len(registers()), "the page that has changed, the registers"
+    assert len(of_device(rest)) == 8 + PAGE_SIZE + len(registers()), \
+        "the page that has changed, the registers"
     recorder.set_state(STOP)
     digest = recorder.read(DIGEST)
     recorder.client.close()
@@ -169,6 +159,7 @@ def test_state_in_pieces_of_any_size(recorder, save_size, load_size):
     recorder.load(rest, load_size)
     recorder.set_state(STOP)
     assert recorder.read(DIGEST) == digest
+    assert recorder.client.read_int(CONFIG, 0x3C, 1) == 11
     assert [recorder.read(reg) for reg in (LENGTH, CONTROL, WRITTEN, CONSUMED, MIX)] == [
         600, 1, 700, 100, 1]
 
@@ -181,6 +172,25 @@ def test_nothing_is_written_while_stopped(recorder):
     recorder.set_state(RUNNING)
     while recorder.read(WRITTEN) < 8:
         pass
+
+
+def test_a_record_that_a_stop_cancels_is_written_again(recorder):
+    """Over memory that is not shared: the message is not answered any more, and comes again."""
+    client = recorder.client
+    client.dma_unmap(0, 0x10000)
+    client.dma_map(recorder.ram, share=False)
+    recorder.write(LENGTH, 1)
+    client.hold()
+    recorder.write(CONTROL, 1)
+    first = client.next_command().payload
+    recorder.set_state(STOP)
+    recorder.set_state(RUNNING)
+    again = client.next_command()
+    assert again.payload == first
+    client.serve(again)
+    while recorder.read(WRITTEN) < 1:
+        pass
+    assert recorder.read(ERROR) == 0 and recorder.read(CONTROL) == 1
 
 
 def test_saved_twice_is_the_same(recorder):
