@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import pathlib
 import re
 import select
 import shlex
@@ -25,9 +26,10 @@ class Server:
     """
     Started with VFU_WRAPPER (for instance "valgrind --error-exitcode=9") in front of it when that
     is set. The standard error stream is kept, for reports of sanitizers and for failing tests.
+    env is added to the environment.
     """
 
-    def __init__(self, binary, *args, stdin=None, socket_option="--socket"):
+    def __init__(self, binary, *args, stdin=None, socket_option="--socket", env=None):
         self.directory = tempfile.TemporaryDirectory(prefix="vfu-test-")
         self.path = os.path.join(self.directory.name, "socket")
         self.log = tempfile.TemporaryFile()
@@ -35,7 +37,7 @@ class Server:
         command = [*shlex.split(os.environ.get("VFU_WRAPPER", "")), str(binary),
                    *([socket_option] if socket_option else []), self.path, *args]
         self.process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE,
-                                        stderr=self.log)
+                                        stderr=self.log, env={**os.environ, **(env or {})})
         try:
             self._wait_ready()
         except BaseException:
@@ -73,6 +75,19 @@ class Server:
             with contextlib.suppress(FileNotFoundError):
                 targets.append(os.readlink(f"{directory}/{name}"))
         return sorted(targets)
+
+    def threads(self):
+        """How many threads it has, but for the kernel's that work for an io_uring."""
+        names = []
+        for task in pathlib.Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                names.append((task / "comm").read_text(encoding="utf-8"))
+        return sum(not name.startswith("iou-") for name in names)
+
+    def resident(self):
+        """Resident memory in KiB."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1])
 
     def settled_fds(self, client):
         """
