@@ -3,6 +3,7 @@
 
 #include "device/connect.h"
 #include "device/ctx.h"
+#include "util/clock.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -10,6 +11,8 @@
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
+
+#define WATCH_RETRY_MS 10
 
 void events_init(struct events *ev)
 {
@@ -93,38 +96,47 @@ void events_unwatch(struct vfu_ctx *ctx)
     }
 }
 
-static void watch(struct vfu_ctx *ctx, int fd, uint32_t awaited)
+/* Returns whether the descriptor is watched as asked for. */
+static bool watch(struct vfu_ctx *ctx, int fd, uint32_t awaited)
 {
     struct events *ev = &ctx->events;
     int err;
 
     if (fd == ev->watched && (fd == -1 || awaited == ev->awaited)) {
-        return;
+        return true;
     }
     if (fd != ev->watched) {
         events_unwatch(ctx);
     }
     if (fd == -1) {
-        return;
+        return true;
     }
     err = control(ev, ev->watched == -1 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, awaited);
     if (err < 0) {
-        log_err(&ctx->log, "cannot watch descriptor %d: %s: the client is not heard", fd,
-                strerror(-err));
-        return;
+        log_err(&ctx->log, "cannot watch descriptor %d: %s: looked at every %d ms", fd,
+                strerror(-err), WATCH_RETRY_MS);
+        return false;
     }
     ev->watched = fd;
     ev->awaited = awaited;
+    return true;
 }
 
 void events_update(struct vfu_ctx *ctx)
 {
+    uint64_t deadline, retry;
     short awaited;
 
     if (ctx->events.epoll_fd == -1) {
         return;
     }
     awaited = device_awaits(ctx);
-    watch(ctx, awaited != 0 ? device_poll_fd(ctx) : -1, awaited == POLLOUT ? EPOLLOUT : EPOLLIN);
-    session_set_alarm(&ctx->session, device_deadline(ctx));
+    deadline = device_deadline(ctx);
+    if (!watch(ctx, awaited != 0 ? device_poll_fd(ctx) : -1,
+               awaited == POLLOUT ? EPOLLOUT : EPOLLIN)) {
+        /* The timer has the program look at it instead. */
+        retry = deadline_after_ms(WATCH_RETRY_MS);
+        deadline = retry < deadline ? retry : deadline;
+    }
+    session_set_alarm(&ctx->session, deadline);
 }
