@@ -118,9 +118,16 @@ static int send_all(struct stream *stream, struct iovec *iov, size_t nr, const i
         if (n == -EAGAIN) {
             struct pollfd pfd = { .fd = stream->tx_fd, .events = POLLOUT };
 
-            if (poll(&pfd, 1, deadline_poll_ms(deadline)) == 0) {
+            n = poll(&pfd, 1, deadline_poll_ms(deadline));
+            if (n == 0) {
                 return -ETIMEDOUT;
             }
+            if (n > 0 || errno == EINTR) {
+                continue;
+            }
+            return -errno;
+        }
+        if (n == -EINTR) {
             continue;
         }
         if (n < 0) {

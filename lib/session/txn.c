@@ -348,7 +348,10 @@ static void poll_channels(struct session *s, struct channel *ch, const struct ch
 
     ch->polling = true;
     pthread_mutex_unlock(&s->lock);
-    poll(pfds, 3, deadline_poll_ms(deadline));
+    if (poll(pfds, 3, deadline_poll_ms(deadline)) < 0 && errno != EINTR) {
+        /* No memory: the caller looks at the sockets at intervals instead. */
+        pfds[0].revents = pfds[2].revents = POLLIN;
+    }
     pthread_mutex_lock(&s->lock);
     ch->polling = false;
     if ((pfds[1].revents & POLLIN) && read(ch->wake_fd, &count, sizeof(count)) < 0) {
