@@ -30,16 +30,21 @@ static int64_t call(const struct file_step *step)
     return result < 0 ? -errno : result;
 }
 
-static void calls_start(struct backend_queue *queue, struct backend_io *io)
+void backend_call(struct backend_io *io)
 {
     struct file_step step;
     int error;
 
-    (void)queue;
     do {
         file_step(io, &step);
     } while (!file_result(io, call(&step), &error));
     file_end(io, error);
+}
+
+static void calls_start(struct backend_queue *queue, struct backend_io *io)
+{
+    (void)queue;
+    backend_call(io);
 }
 
 static int calls_poll(struct backend_queue *queue)

@@ -35,4 +35,7 @@ struct backend_queue {
 struct backend_queue *backend_queue_uring(unsigned depth, char *why, size_t why_len);
 struct backend_queue *backend_queue_calls(char *why, size_t why_len);
 
+/* Does an I/O of a file to its end by calls that block. */
+void backend_call(struct backend_io *io);
+
 #endif /* NVME_BACKEND_INTERNAL_H */

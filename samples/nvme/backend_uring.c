@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <liburing.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,6 +24,7 @@ struct uring_queue {
     struct io_uring ring;
     unsigned in_flight;     /* in the ring: submitted or not yet */
     unsigned max_in_flight; /* what the completion ring holds: it cannot overflow */
+    bool calling; /* the kernel takes nothing: those that wait are done by calls */
     /* Waiting for room in the ring, linked by FILE_NEXT. */
     struct backend_io *first_waiting;
     struct backend_io *last_waiting;
@@ -65,56 +65,8 @@ static void prepare(struct io_uring_sqe *sqe, struct backend_io *io)
     io_uring_sqe_set_data(sqe, io);
 }
 
-/* Everything that is in the submission ring to the kernel. */
-static void flush(struct uring_queue *queue)
+static void add_waiting(struct uring_queue *queue, struct backend_io *io)
 {
-    unsigned ready;
-
-    while ((ready = io_uring_sq_ready(&queue->ring)) > 0) {
-        int ret = io_uring_submit(&queue->ring);
-
-        if (ret >= 0 || ret == -EINTR) {
-            continue;
-        }
-        /* Short of memory: what is under way gives some back, and brings the caller here again. */
-        if (queue->in_flight > ready) {
-            return;
-        }
-        sched_yield();
-    }
-}
-
-/* False: there is no room in the ring. */
-static bool put(struct uring_queue *queue, struct backend_io *io)
-{
-    struct io_uring_sqe *sqe;
-
-    if (queue->in_flight == queue->max_in_flight) {
-        return false;
-    }
-    sqe = io_uring_get_sqe(&queue->ring);
-    if (sqe == NULL) {
-        flush(queue);
-        sqe = io_uring_get_sqe(&queue->ring);
-    }
-    if (sqe == NULL) {
-        return false;
-    }
-    prepare(sqe, io);
-    queue->in_flight++;
-    if (io_uring_sq_ready(&queue->ring) >= SUBMIT) {
-        flush(queue);
-    }
-    return true;
-}
-
-static void uring_start(struct backend_queue *base, struct backend_io *io)
-{
-    struct uring_queue *queue = (struct uring_queue *)base;
-
-    if (queue->first_waiting == NULL && put(queue, io)) {
-        return;
-    }
     io->priv[FILE_NEXT] = 0;
     if (queue->first_waiting == NULL) {
         queue->first_waiting = io;
@@ -124,12 +76,110 @@ static void uring_start(struct backend_queue *base, struct backend_io *io)
     queue->last_waiting = io;
 }
 
+static struct backend_io *take_waiting(struct uring_queue *queue)
+{
+    struct backend_io *io = queue->first_waiting;
+
+    queue->first_waiting = (struct backend_io *)(uintptr_t)io->priv[FILE_NEXT];
+    return io;
+}
+
+/*
+ * Takes back what the kernel has not taken, to be done by calls that block. Without SQPOLL the
+ * kernel reads the ring in io_uring_enter() only.
+ */
+static void withdraw(struct uring_queue *queue)
+{
+    struct io_uring_sq *sq = &queue->ring.sq;
+    unsigned head = *sq->khead;
+
+    for (unsigned at = head; at != sq->sqe_tail; at++) {
+        const struct io_uring_sqe *sqe = &sq->sqes[at & *sq->kring_mask];
+
+        add_waiting(queue, (struct backend_io *)(uintptr_t)sqe->user_data);
+        queue->in_flight--;
+    }
+    sq->sqe_head = sq->sqe_tail = head;
+    io_uring_smp_store_release(sq->ktail, head);
+    queue->calling = true;
+}
+
+/* Everything that is in the submission ring to the kernel. */
+static void flush(struct uring_queue *queue)
+{
+    unsigned ready;
+
+    while ((ready = io_uring_sq_ready(&queue->ring)) > 0) {
+        int ret = io_uring_submit(&queue->ring);
+
+        if (ret > 0 || ret == -EINTR) {
+            continue;
+        }
+        /* Short of memory: what is under way gives some back, and brings the caller here again. */
+        if (queue->in_flight == ready) {
+            withdraw(queue);
+        }
+        return;
+    }
+}
+
+/* NULL: there is no room in the ring. */
+static struct io_uring_sqe *get_sqe(struct uring_queue *queue)
+{
+    struct io_uring_sqe *sqe;
+
+    if (queue->calling || queue->in_flight == queue->max_in_flight) {
+        return NULL;
+    }
+    sqe = io_uring_get_sqe(&queue->ring);
+    if (sqe == NULL) {
+        flush(queue);
+        sqe = queue->calling ? NULL : io_uring_get_sqe(&queue->ring);
+    }
+    return sqe;
+}
+
+static void put(struct uring_queue *queue, struct io_uring_sqe *sqe, struct backend_io *io)
+{
+    prepare(sqe, io);
+    queue->in_flight++;
+    if (io_uring_sq_ready(&queue->ring) >= SUBMIT) {
+        flush(queue);
+    }
+}
+
+static void uring_start(struct backend_queue *base, struct backend_io *io)
+{
+    struct uring_queue *queue = (struct uring_queue *)base;
+    struct io_uring_sqe *sqe = queue->first_waiting == NULL ? get_sqe(queue) : NULL;
+
+    if (sqe != NULL) {
+        put(queue, sqe, io);
+    } else {
+        add_waiting(queue, io);
+    }
+}
+
 static void start_waiting(struct uring_queue *queue)
 {
-    while (queue->first_waiting != NULL && put(queue, queue->first_waiting)) {
-        queue->first_waiting =
-            (struct backend_io *)(uintptr_t)queue->first_waiting->priv[FILE_NEXT];
+    struct io_uring_sqe *sqe;
+
+    while (queue->first_waiting != NULL && (sqe = get_sqe(queue)) != NULL) {
+        put(queue, sqe, take_waiting(queue));
     }
+}
+
+/* Does those that wait, and what their callbacks start, by calls. Returns how many there were. */
+static int call_waiting(struct uring_queue *queue)
+{
+    int count = 0;
+
+    while (queue->first_waiting != NULL) {
+        backend_call(take_waiting(queue));
+        count++;
+    }
+    queue->calling = false;
+    return count;
 }
 
 /* Takes one completion. Returns whether its I/O has ended. */
@@ -174,7 +224,7 @@ static int uring_poll(struct backend_queue *base)
     } while (count == REAP);
     /* What the callbacks submitted: the caller may go to sleep now. */
     flush(queue);
-    return ended;
+    return queue->calling ? ended + call_waiting(queue) : ended;
 }
 
 static int uring_fd(const struct backend_queue *base)
