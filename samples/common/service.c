@@ -9,6 +9,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
+
+#define MAX_PAUSES 100 /* of 10 ms, before lack of memory is an error */
 
 /* Is there somebody behind the socket that is in the way? */
 static bool socket_answers(const char *path)
@@ -105,4 +108,21 @@ int service_open_signals(void)
         return -1;
     }
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int service_poll(struct pollfd *fds, nfds_t nr_fds)
+{
+    const struct timespec pause = { .tv_nsec = 10000000 };
+    unsigned pauses = 0;
+
+    while (poll(fds, nr_fds, -1) < 0) {
+        if (errno == EINTR) {
+            continue;
+        }
+        if (errno != ENOMEM || pauses++ == MAX_PAUSES) {
+            return -errno;
+        }
+        nanosleep(&pause, NULL);
+    }
+    return 0;
 }

@@ -10,6 +10,8 @@
 #include "libvfio-user-events.h"
 #include "libvfio-user.h"
 
+#include <poll.h>
+
 /*
  * vfu_create_ctx() on a socket. With LIBVFIO_USER_FLAG_ATTACH_NB, vfu_get_event_fd() does not fail
  * afterwards. Returns the context, or NULL with errno after having said on standard error what is
@@ -25,5 +27,11 @@ void service_print_log(const char *program, int level, const char *msg);
  * this thread and those that it starts. Returns -1 with errno.
  */
 int service_open_signals(void);
+
+/*
+ * poll() without a timeout, which a signal does not interrupt. Waits for up to a second while the
+ * kernel has no memory for it. Returns 0, or a negative errno.
+ */
+int service_poll(struct pollfd *fds, nfds_t nr_fds);
 
 #endif /* SERVICE_H */

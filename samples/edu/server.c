@@ -4,7 +4,6 @@
 #include "device.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -118,8 +117,8 @@ int server_run(struct server *server)
     int err = 0;
 
     while (err == 0 && !stopped(server)) {
-        if (poll(fds, NR_FDS, -1) < 0) {
-            err = errno == EINTR ? 0 : -errno;
+        err = service_poll(fds, NR_FDS);
+        if (err != 0) {
             continue;
         }
         if (fds[SIGNAL].revents != 0) {

@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,7 +162,7 @@ enum event {
     NR_EVENTS
 };
 
-/* poll() skips negative descriptors. */
+/* poll() skips negative descriptors. Returns 0 or a negative errno. */
 static int wait_for_event(struct server *server, struct pollfd fds[NR_EVENTS])
 {
     const int descriptors[NR_EVENTS] = {
@@ -176,12 +175,7 @@ static int wait_for_event(struct server *server, struct pollfd fds[NR_EVENTS])
     for (int i = 0; i < NR_EVENTS; i++) {
         fds[i] = (struct pollfd){ .fd = descriptors[i], .events = POLLIN };
     }
-    while (poll(fds, NR_EVENTS, -1) < 0) {
-        if (errno != EINTR) {
-            return -1;
-        }
-    }
-    return 0;
+    return service_poll(fds, NR_EVENTS);
 }
 
 static int run(struct server *server)

@@ -6,7 +6,6 @@
 
 #include <endian.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -231,11 +230,11 @@ static int serve(struct device *device)
             { .fd = vfu_get_event_fd(device->engine.ctx), .events = POLLIN },
         };
 
-        if (poll(fds, 2, -1) < 0) {
-            err = errno == EINTR ? 0 : -errno;
-        } else if (fds[0].revents != 0) {
+        err = service_poll(fds, 2);
+        if (err != 0 || fds[0].revents != 0) {
             break;
-        } else if (device->attached) {
+        }
+        if (device->attached) {
             err = serve_client(device);
         } else {
             attach_client(device);

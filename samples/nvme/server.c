@@ -5,7 +5,6 @@
 #include "../common/service.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -97,14 +96,15 @@ static void close_all(struct nvme *nvme)
     namespaces_close(nvme);
 }
 
-int server_start(struct nvme *nvme)
+/* What needs no context. */
+static int set_up_controller(struct nvme *nvme)
 {
     int err;
 
     share_init(nvme);
+    controller_init(nvme);
     /* Before the workers start: they inherit the mask. */
     nvme->signal_fd = service_open_signals();
-    controller_init(nvme);
     err = nvme->signal_fd < 0 ? -errno : queues_init(nvme);
     if (err == 0) {
         err = identity_init(nvme);
@@ -112,9 +112,17 @@ int server_start(struct nvme *nvme)
     if (err == 0) {
         err = admin_init(nvme);
     }
-    if (err == 0) {
-        err = namespaces_open(nvme);
+    if (err != 0) {
+        fprintf(stderr, "nvme: cannot set the controller up: %s\n", strerror(-err));
+        return err;
     }
+    return namespaces_open(nvme);
+}
+
+int server_start(struct nvme *nvme)
+{
+    int err = set_up_controller(nvme);
+
     if (err != 0) {
         close_all(nvme);
         return err;
@@ -180,9 +188,11 @@ int server_run(struct nvme *nvme)
     int err = 0;
 
     while (err == 0 && fds[0].revents == 0) {
-        if (poll(fds, 2, -1) < 0) {
-            err = errno == EINTR ? 0 : -errno;
-        } else if (nvme->attached) {
+        err = service_poll(fds, 2);
+        if (err != 0) {
+            continue;
+        }
+        if (nvme->attached) {
             err = serve_client(nvme);
             if (err == -ENOTCONN) {
                 nvme->attached = false;

@@ -361,13 +361,11 @@ static int serve(struct device *device)
             { .fd = vfu_get_event_fd(device->ctx), .events = POLLIN },
         };
 
-        if (poll(fds, 2, -1) < 0) {
-            err = errno == EINTR ? 0 : -errno;
-        } else if (fds[0].revents != 0) {
+        err = service_poll(fds, 2);
+        if (err != 0 || fds[0].revents != 0) {
             break;
-        } else {
-            err = serve_client(device);
         }
+        err = serve_client(device);
     }
     if (err != 0) {
         fprintf(stderr, "shadow-ioeventfd: the device ends: %s\n", strerror(-err));

@@ -406,7 +406,7 @@ static int block_signals(void)
 /* The client is gone by now, and with it whatever a thread waited for. */
 static void tear_down(struct probe *probe)
 {
-    for (int i = 0; i < NR_SLOTS; i++) {
+    for (int i = 0; i < NR_SLOTS && probe->ctx != NULL; i++) {
         struct slot *slot = &probe->slots[i];
 
         if (slot->threaded) {
@@ -471,6 +471,7 @@ int main(int argc, char **argv)
     }
     if (path == NULL || set_up(&probe, path, &config, iommu) < 0) {
         fprintf(stderr, "iommu_probe: set-up failed: %s\n", strerror(errno));
+        tear_down(&probe);
         return 1;
     }
     printf("iommu_probe: listening on %s\n", path);
