@@ -152,6 +152,23 @@ class Scenarios:
                                     wire.LOGGING_CONTROL.pack(page_size=4096))
         return self_map
 
+    def mark_dirty(self):
+        """The first page that is marked makes the bitmap. Without one, all pages are dirty."""
+        client, slot = self._client()
+        client.feature(wire.FEATURE_SET | wire.FEAT_LOGGING_START,
+                       wire.LOGGING_CONTROL.pack(page_size=4096))
+        sgl = client.device.sgl(slot.addr, 8)
+
+        def mark():
+            client.device.sgl_write(sgl, bytes(8), abi.DIRECT)
+            report = wire.LOGGING_REPORT.pack(iova=slot.addr, length=slot.size, page_size=4096)
+            reply = client.feature(wire.FEATURE_GET | wire.FEAT_LOGGING_REPORT, report,
+                                   argsz=4096)
+            assert reply.payload[-8] & 1, "a page that was written is clean"
+            return 0
+
+        return mark
+
     def quiesce(self):
         client, _ = self._client(busy=True)
         device = client.device
