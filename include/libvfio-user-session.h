@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What ends with a client's session: the files and eventfds that a device shares with its client.
+ * A client's session: who may have one, and what ends with it.
  *
- * A client keeps every descriptor that it has got: the file of a region that it may map, the
+ * What ends with it are the files and eventfds that a device shares with its client. A client keeps every descriptor that it has got: the file of a region that it may map, the
  * eventfds of ioeventfds and their shadow file. When its session has ended, it can still write to
  * that memory and ring those doorbells. A device that gives the same descriptors to the next client
  * lets the old one read and disturb the new one.
@@ -24,6 +24,8 @@
 #define LIB_VFIO_USER_SESSION_H
 
 #include "libvfio-user.h"
+
+#include <sys/types.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -61,6 +63,44 @@ int vfu_set_region_file(vfu_ctx_t *vfu_ctx, int region_idx, int fd, uint64_t off
  * Control thread. vfio-user protocol, DEVICE_GET_REGION_IO_FDS.
  */
 int vfu_remove_ioeventfds(vfu_ctx_t *vfu_ctx, uint32_t region_idx);
+
+/*
+ * The process that has connected to the socket, as the kernel knows it (unix(7), SO_PEERCRED): the
+ * credentials of the moment of connect(2). The socket may have been passed on to another process
+ * since, which these credentials do not show.
+ */
+typedef struct vfu_client {
+    pid_t pid; /* 0: of another PID namespace */
+    uid_t uid; /* effective */
+    gid_t gid; /* effective; supplementary groups are not known */
+} vfu_client_t;
+
+/*
+ * Decides about a client that has connected, before anything that it sent is read.
+ *
+ * @client: valid during the call.
+ * @arg: of vfu_setup_client_cb().
+ *
+ * Returns 0 to accept the client; -1 with errno to refuse it: the connection is closed, a log line
+ * gives the credentials and errno, and vfu_attach_ctx() fails with that errno (EACCES if it is 0 or
+ * EAGAIN). Calls that block or serve the client fail with EDEADLK.
+ */
+typedef int(vfu_client_cb_t)(vfu_ctx_t *vfu_ctx, const vfu_client_t *client, void *arg);
+
+/*
+ * Sets the callback that decides who may attach. It runs in vfu_attach_ctx(), once for each client of
+ * a VFU_TRANS_SOCK context. A client whose credentials the kernel does not tell is refused. Without a
+ * callback, everybody who can connect to the socket may attach.
+ *
+ * @cb: the callback; NULL for none.
+ * @arg: passed to it.
+ *
+ * Returns 0, or -1 with errno:
+ * ENOTSUP: the clients of this context have no credentials (VFU_TRANS_PIPE).
+ *
+ * Control thread, at any time outside callbacks.
+ */
+int vfu_setup_client_cb(vfu_ctx_t *vfu_ctx, vfu_client_cb_t *cb, void *arg);
 
 #ifdef __cplusplus
 }

@@ -140,6 +140,7 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * EINTR: a signal.
  * EINVAL: a client is attached already, or this one's version message was refused, or the context
  *   has no path.
+ * EACCES, and others: the callback of vfu_setup_client_cb() refused the client.
  * ECONNRESET, ENOMSG: the client went away. EFAULT: it sent descriptors with the version message.
  * EMFILE, ENOMEM, and others of accept(2). A call that follows such a failure within 0.1 s and fails
  *   again turns the client away, unless vfu_get_event_fd() is in use, which waits as long.

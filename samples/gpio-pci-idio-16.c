@@ -200,7 +200,7 @@ int main(int argc, char **argv)
         fputs("gpio: one SOCKET is needed: try 'gpio-pci-idio-16 -h'\n", stderr);
         return EXIT_USAGE;
     }
-    ctx = service_listen("gpio", argv[optind], 0, &card);
+    ctx = service_listen("gpio", argv[optind], NULL, 0, &card);
     if (ctx == NULL) {
         return EXIT_FAILURE;
     }

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 /*
@@ -62,6 +63,44 @@ static bool backing_off(const struct vfu_ctx *ctx)
     return ctx->events.epoll_fd != -1 && clock_now_ns() < ctx->accept_again;
 }
 
+void device_drop_newcomer(struct vfu_ctx *ctx)
+{
+    if (ctx->has_newcomer) {
+        events_unwatch(ctx);
+        stream_close(&ctx->newcomer);
+        ctx->has_newcomer = false;
+    }
+}
+
+/* Asks the device about the process that has connected. Returns 0, or the -errno of the refusal. */
+static int check_newcomer(struct vfu_ctx *ctx)
+{
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+    vfu_client_t client;
+    int err;
+
+    if (ctx->client_cb == NULL) {
+        return 0;
+    }
+    if (getsockopt(ctx->newcomer.rx_fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == -1) {
+        err = -errno;
+        log_err(&ctx->log, "client: the kernel does not tell its credentials: %s: turned away",
+                strerror(-err));
+        return err;
+    }
+    client = (vfu_client_t){ .pid = peer.pid, .uid = peer.uid, .gid = peer.gid };
+    errno = 0;
+    if (ctx->client_cb(ctx, &client, ctx->client_arg) >= 0) {
+        return 0;
+    }
+    /* EAGAIN would say that nobody is there. */
+    err = errno == 0 || errno == EAGAIN ? -EACCES : -errno;
+    log_err(&ctx->log, "client: process %d of user %u, group %u: the device refuses it: %s: turned "
+            "away", (int)client.pid, client.uid, client.gid, strerror(-err));
+    return err;
+}
+
 static int accept_newcomer(struct vfu_ctx *ctx)
 {
     int err;
@@ -72,20 +111,16 @@ static int accept_newcomer(struct vfu_ctx *ctx)
     err = ctx->tran.ops->accept(&ctx->tran, &ctx->newcomer, WIRE_MAX_MESSAGE);
     if (err == 0) {
         ctx->has_newcomer = true;
+        err = check_newcomer(ctx);
+        if (err < 0) {
+            device_drop_newcomer(ctx);
+            return err;
+        }
         ctx->newcomer_deadline = deadline_after_ms(ctx->limits.value[VFU_LIMIT_VERSION_TIME]);
     } else if (out_of_resources(err)) {
         back_off(ctx, err);
     }
     return err;
-}
-
-void device_drop_newcomer(struct vfu_ctx *ctx)
-{
-    if (ctx->has_newcomer) {
-        events_unwatch(ctx);
-        stream_close(&ctx->newcomer);
-        ctx->has_newcomer = false;
-    }
 }
 
 static void open_session(struct vfu_ctx *ctx, struct stream *twin)

@@ -9,6 +9,7 @@
 #include "device/quiesce.h"
 #include "device/region.h"
 #include "dma/dma.h"
+#include "libvfio-user-session.h"
 #include "libvfio-user.h"
 #include "pci/pci.h"
 #include "session/negotiate.h"
@@ -39,6 +40,8 @@ struct vfu_ctx {
     struct capabilities agreed;
     struct stream newcomer; /* connected, its VERSION not yet here */
     bool has_newcomer;
+    vfu_client_cb_t *client_cb; /* may refuse newcomers; NULL: none */
+    void *client_arg;
     uint64_t newcomer_deadline;
     uint64_t accept_again; /* not before, when accept() lacked a descriptor or memory */
     struct events events;

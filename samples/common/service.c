@@ -66,9 +66,26 @@ static void explain_socket_error(const char *program, const char *path, int err)
     }
 }
 
-vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void *pvt)
+/* bind(2) makes the socket with the permissions that the umask leaves: no moment with others. */
+static vfu_ctx_t *create_context(const char *path, const struct access_rules *rules, int flags,
+                                 void *pvt)
 {
-    vfu_ctx_t *ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, flags, pvt, VFU_DEV_TYPE_PCI);
+    mode_t mask = umask(077);
+    vfu_ctx_t *ctx;
+    int err;
+
+    umask(rules != NULL && rules->has_mode ? ~rules->mode & 0777 : mask);
+    ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, flags, pvt, VFU_DEV_TYPE_PCI);
+    err = errno;
+    umask(mask);
+    errno = err;
+    return ctx;
+}
+
+vfu_ctx_t *service_listen(const char *program, const char *path, struct access_rules *rules,
+                          int flags, void *pvt)
+{
+    vfu_ctx_t *ctx = create_context(path, rules, flags, pvt);
 
     if (ctx == NULL) {
         int err = errno;
@@ -76,6 +93,9 @@ vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void
         explain_socket_error(program, path, err);
         errno = err;
         return NULL;
+    }
+    if (rules != NULL) {
+        vfu_setup_client_cb(ctx, access_check, rules);
     }
     /* Made by this call, so that no later one fails. */
     if ((flags & LIBVFIO_USER_FLAG_ATTACH_NB) && vfu_get_event_fd(ctx) < 0) {

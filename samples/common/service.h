@@ -7,17 +7,20 @@
 #ifndef SERVICE_H
 #define SERVICE_H
 
+#include "access.h"
 #include "libvfio-user-events.h"
 #include "libvfio-user.h"
 
 #include <poll.h>
 
 /*
- * vfu_create_ctx() on a socket. With LIBVFIO_USER_FLAG_ATTACH_NB, vfu_get_event_fd() does not fail
+ * vfu_create_ctx() on a socket, for clients that the rules allow; NULL: for all. The rules must live
+ * as long as the context. To be called before threads start: it sets the umask for a moment. With LIBVFIO_USER_FLAG_ATTACH_NB, vfu_get_event_fd() does not fail
  * afterwards. Returns the context, or NULL with errno after having said on standard error what is
  * wrong and what to do about it.
  */
-vfu_ctx_t *service_listen(const char *program, const char *path, int flags, void *pvt);
+vfu_ctx_t *service_listen(const char *program, const char *path, struct access_rules *rules,
+                          int flags, void *pvt);
 
 /* Prints a log line on standard error. */
 void service_print_log(const char *program, int level, const char *msg);

@@ -17,6 +17,7 @@ static const char usage[] =
     "  -p, --pasid BITS      address spaces by PASID, of 1 to 20 bits\n"
     "  -a, --ats             ask the client's IOMMU for translations, and cache them\n"
     "  -r, --pri             request pages that are not present; needs --ats\n"
+    ACCESS_USAGE
     "  -v, --verbose         say what clients do; twice: each request\n"
     "  -h, --help            print this text\n"
     "  -V, --version         print the version\n"
@@ -28,7 +29,8 @@ static const struct option long_options[] = {
     { "pasid", required_argument, NULL, 'p' },  { "ats", no_argument, NULL, 'a' },
     { "pri", no_argument, NULL, 'r' },
     { "verbose", no_argument, NULL, 'v' },      { "help", no_argument, NULL, 'h' },
-    { "version", no_argument, NULL, 'V' },      { NULL, 0, NULL, 0 },
+    { "version", no_argument, NULL, 'V' },      ACCESS_LONG_OPTIONS,
+    { NULL, 0, NULL, 0 },
 };
 
 static const int log_levels[] = { LOG_WARNING, LOG_INFO, LOG_DEBUG };
@@ -98,7 +100,9 @@ static int parse_options(int argc, char **argv, struct server_options *options)
         case 'V':
             return print_version();
         default:
-            return usage_error();
+            if (!access_take_option("edu", c, optarg, &options->access)) {
+                return usage_error();
+            }
         }
     }
     options->log_level = log_levels[verbosity];

@@ -12,7 +12,7 @@
  * Start
  */
 
-int server_start(struct server *server, const struct server_options *options)
+int server_start(struct server *server, struct server_options *options)
 {
     int err;
 
@@ -24,7 +24,8 @@ int server_start(struct server *server, const struct server_options *options)
         fprintf(stderr, "edu: cannot wait for signals: %s\n", strerror(-err));
         return err;
     }
-    server->ctx = service_listen("edu", options->socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, server);
+    server->ctx = service_listen("edu", options->socket_path, &options->access,
+                                 LIBVFIO_USER_FLAG_ATTACH_NB, server);
     if (server->ctx == NULL) {
         err = -errno;
         close(server->signal_fd);

@@ -7,6 +7,7 @@
 #ifndef SERVER_H
 #define SERVER_H
 
+#include "../common/access.h"
 #include "dma.h"
 #include "edu.h"
 #include "libvfio-user.h"
@@ -17,6 +18,7 @@
 
 struct server_options {
     const char *socket_path;
+    struct access_rules access;
     unsigned dma_mask_bits;
     int log_level; /* syslog(3) level */
     unsigned pasid_bits; /* 0: no PASIDs */
@@ -52,7 +54,7 @@ struct server {
 };
 
 /* Returns 0 or a negative errno, after having said on standard error what is wrong. */
-int server_start(struct server *server, const struct server_options *options);
+int server_start(struct server *server, struct server_options *options);
 
 /* Serves one client after the other until SIGTERM or SIGINT. Returns 0 or a negative errno. */
 int server_run(struct server *server);

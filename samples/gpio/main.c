@@ -27,6 +27,7 @@ static const char usage[] =
     "\n"
     "  -s, --socket PATH   socket to listen on; removed at the end\n"
     "  -p, --pulse MS      line 0 rises and falls by itself, every MS milliseconds\n"
+    ACCESS_USAGE
     "  -v, --verbose       say what clients do\n"
     "  -h, --help          print this text\n"
     "\n"
@@ -37,11 +38,12 @@ static const char usage[] =
 static const struct option long_options[] = {
     { "socket", required_argument, NULL, 's' }, { "pulse", required_argument, NULL, 'p' },
     { "verbose", no_argument, NULL, 'v' },      { "help", no_argument, NULL, 'h' },
-    { NULL, 0, NULL, 0 },
+    ACCESS_LONG_OPTIONS,                        { NULL, 0, NULL, 0 },
 };
 
 struct options {
     const char *socket_path;
+    struct access_rules access;
     unsigned long pulse_ms; /* 0: no pulses */
     int log_level;
 };
@@ -252,7 +254,9 @@ static int parse_options(int argc, char **argv, struct options *options)
             fputs(usage, stdout);
             return EXIT_SUCCESS;
         default:
-            return usage_error();
+            if (!access_take_option("gpio", c, optarg, &options->access)) {
+                return usage_error();
+            }
         }
     }
     if (optind < argc) {
@@ -283,12 +287,12 @@ static int open_events(struct server *server, unsigned long pulse_ms)
     return 0;
 }
 
-static int serve(struct server *server, const struct options *options)
+static int serve(struct server *server, struct options *options)
 {
     int err;
 
-    server->card.ctx = service_listen("gpio", options->socket_path, LIBVFIO_USER_FLAG_ATTACH_NB,
-                                      &server->card);
+    server->card.ctx = service_listen("gpio", options->socket_path, &options->access,
+                                      LIBVFIO_USER_FLAG_ATTACH_NB, &server->card);
     if (server->card.ctx == NULL) {
         return -1;
     }

@@ -275,7 +275,7 @@ int device_run(const char *socket_path)
         fprintf(stderr, "migration: cannot wait for signals: %s\n", strerror(errno));
         return EXIT_FAILURE;
     }
-    ctx = service_listen("migration", socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, &device);
+    ctx = service_listen("migration", socket_path, NULL, LIBVFIO_USER_FLAG_ATTACH_NB, &device);
     if (ctx != NULL) {
         err = engine_init(&device.engine, ctx);
         err = err != 0 ? err : run(&device, socket_path);

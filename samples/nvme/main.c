@@ -32,6 +32,7 @@ static const char usage[] =
     "  -r, --pri             request pages that are not present; needs --ats\n"
     "  -g, --memory-grace MS how long memory of a queue may be unmapped before that is fatal\n"
     "                        (default 5000)\n"
+    ACCESS_USAGE
     "  -v, --verbose         say what happens; twice: each request\n"
     "  -h, --help            print this text\n"
     "\n"
@@ -51,6 +52,7 @@ static const struct option long_options[] = {
     { "pri", no_argument, NULL, 'r' },
     { "verbose", no_argument, NULL, 'v' },
     { "help", no_argument, NULL, 'h' },
+    ACCESS_LONG_OPTIONS,
     { NULL, 0, NULL, 0 },
 };
 
@@ -269,7 +271,7 @@ static bool parse_option(int c, struct nvme_config *config, size_t *verbosity)
         *verbosity += *verbosity + 1 < sizeof(log_levels) / sizeof(log_levels[0]);
         return true;
     default:
-        return false;
+        return access_take_option("nvme", c, optarg, &config->access);
     }
 }
 

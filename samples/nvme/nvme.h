@@ -9,6 +9,7 @@
 #ifndef NVME_H
 #define NVME_H
 
+#include "../common/access.h"
 #include "admin.h"
 #include "backend.h"
 #include "command.h"
@@ -46,6 +47,7 @@ struct namespace_config {
 
 struct nvme_config {
     const char *socket;
+    struct access_rules access;
     struct namespace_config namespaces[NVME_MAX_NAMESPACES];
     unsigned nr_namespaces;
     unsigned nr_workers;

@@ -127,7 +127,8 @@ int server_start(struct nvme *nvme)
         close_all(nvme);
         return err;
     }
-    nvme->ctx = service_listen("nvme", nvme->config.socket, LIBVFIO_USER_FLAG_ATTACH_NB, nvme);
+    nvme->ctx = service_listen("nvme", nvme->config.socket, &nvme->config.access,
+                               LIBVFIO_USER_FLAG_ATTACH_NB, nvme);
     if (nvme->ctx == NULL) {
         err = -errno;
         close_all(nvme);

@@ -399,8 +399,8 @@ int device_run(const char *socket_path, bool shadow)
     if (device.signal_fd < 0 || device.stop_fd < 0) {
         fprintf(stderr, "shadow-ioeventfd: no descriptors: %s\n", strerror(errno));
     } else {
-        device.ctx = service_listen("shadow-ioeventfd", socket_path, LIBVFIO_USER_FLAG_ATTACH_NB,
-                                    &device);
+        device.ctx = service_listen("shadow-ioeventfd", socket_path, NULL,
+                                    LIBVFIO_USER_FLAG_ATTACH_NB, &device);
     }
     if (device.ctx != NULL) {
         err = run(&device, socket_path);

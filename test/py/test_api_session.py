@@ -137,3 +137,62 @@ def test_regions_without_a_file(device, shared, region):
 def test_no_such_region(device, shared, region):
     with fails(errno.EINVAL):
         device.remove_ioeventfds(region)
+
+
+# vfu_setup_client_cb
+
+def refusing(error):
+    def check(_client, _arg):
+        raise OSError(error, "")
+    return check
+
+
+def test_credentials_of_the_client(workshop, device):
+    seen = []
+    device.setup_client(lambda client, arg: seen.append((client, arg)), 0x1234)
+    workshop.attach(device).device_info()
+    assert seen == [((os.getpid(), os.geteuid(), os.getegid()), 0x1234)]
+
+
+@pytest.mark.parametrize("error, told", [
+    (errno.EPERM, errno.EPERM), (errno.EACCES, errno.EACCES), (0, errno.EACCES),
+    (errno.EAGAIN, errno.EACCES)])
+def test_refused(workshop, device, error, told):
+    """Before anything that it has sent is read; the next may be accepted."""
+    device.setup_client(refusing(error))
+    device.realize()
+    peer = workshop.peer(device)
+    with fails(told):
+        device.attach()
+    assert peer.channel.at_eof()
+    device.setup_client(None)
+    workshop.attach(device).device_info()
+
+
+def test_asked_once_for_each_client(workshop, device):
+    """However often the program tries to attach a silent one."""
+    calls = []
+    device.setup_client(lambda *_: calls.append(1))
+    device.realize()
+    peer = workshop.peer(device)
+    for _ in range(3):
+        with fails(errno.EAGAIN):
+            device.attach()
+    peer.negotiate()
+    assert len(calls) == 1
+
+
+def test_calls_in_the_callback(workshop, device):
+    def check(_client, _arg):
+        for call in (device.attach, device.run):
+            with fails(errno.EDEADLK):
+                call()
+
+    device.setup_client(check)
+    workshop.attach(device).device_info()
+
+
+def test_no_credentials(workshop):
+    device = workshop.device(trans=abi.TRANS_PIPE)
+    with fails(errno.ENOTSUP):
+        device.setup_client(lambda *_: 0)

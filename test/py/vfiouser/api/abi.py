@@ -92,6 +92,13 @@ TRANSLATED = callback(None, c_void_p, c_int, POINTER(Translation))
 PAGES_CAME = callback(None, c_void_p, c_int, c_uint32)
 
 
+class ClientInfo(Structure):
+    _fields_ = [("pid", c_int), ("uid", c_uint32), ("gid", c_uint32)]
+
+
+CLIENT = callback(c_int, POINTER(ClientInfo), c_void_p)
+
+
 class MigrationCallbacks(Structure):
     _fields_ = [("version", c_int), ("transition", TRANSITION), ("read_data", MIGRATION_DATA),
                 ("write_data", MIGRATION_DATA)]
@@ -156,6 +163,7 @@ PROTOTYPES = {
     "vfu_setup_irq_state_callback": (INT, c_int, CTX, c_int, IRQ_STATE),
     "vfu_irq_trigger": (INT, c_int, CTX, c_uint32),
     "vfu_irq_trigger_type": (INT, c_int, CTX, c_int, c_uint32),
+    "vfu_setup_client_cb": (INT, c_int, CTX, CLIENT, c_void_p),
     "vfu_set_region_file": (INT, c_int, CTX, c_int, c_int, c_uint64),
     "vfu_remove_ioeventfds": (INT, c_int, CTX, c_uint32),
     "vfu_setup_device_keep_state": (NEVER, None, CTX, c_bool),
@@ -199,4 +207,4 @@ LIMIT_QUEUED_OUTPUT, LIMIT_OUTPUT_TIME, LIMIT_VERSION_TIME = 5, 6, 7
 # A function of the device that the interface does not call back.
 NULL = {kind: ctypes.cast(None, kind) for kind in (
     LOG, REGION_ACCESS, QUIESCE, RESET, DMA_REGISTER, IRQ_STATE, TRANSITION, MIGRATION_DATA,
-    INVALIDATE, IOMMU_STATE, TRANSLATED, PAGES_CAME, DONE, REVOKED)}
+    INVALIDATE, IOMMU_STATE, TRANSLATED, PAGES_CAME, DONE, REVOKED, CLIENT)}

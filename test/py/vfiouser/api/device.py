@@ -151,6 +151,13 @@ class Device:
         return self.lib.vfu_create_ioeventfd(self.ctx, region, fd, offset, size, flags, datamatch,
                                              shadow_fd, shadow_offset)
 
+    def setup_client(self, function, arg=None):
+        """What the callback gets is (pid, uid, gid), and arg."""
+        def copied(client, arg):
+            return function((client[0].pid, client[0].uid, client[0].gid), arg)
+        return self.lib.vfu_setup_client_cb(
+            self.ctx, self.wrap(abi.CLIENT, function and copied), arg)
+
     def set_region_file(self, region, fd, offset=0):
         return self.lib.vfu_set_region_file(self.ctx, region, fd, offset)
 
