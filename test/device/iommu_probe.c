@@ -146,9 +146,6 @@ static int start_transfer(struct slot *slot)
         errno = EINVAL;
         return -1;
     }
-    if (slot->threaded) {
-        pthread_join(slot->thread, NULL);
-    }
     errno = pthread_create(&slot->thread, NULL, transfer, slot);
     slot->threaded = errno == 0;
     return slot->threaded ? 0 : -1;
@@ -216,6 +213,21 @@ static int run_command(struct probe *probe, struct slot *slot)
     }
 }
 
+/* Ends what the last command of the slot, perhaps of a client that is gone, has left. */
+static void settle(struct slot *slot)
+{
+    if (slot->threaded) {
+        pthread_join(slot->thread, NULL);
+        slot->threaded = false;
+    }
+    pthread_mutex_lock(&slot->lock);
+    if (slot->regs.status == STATUS_HELD || slot->regs.status == STATUS_REVOKED) {
+        vfu_dma_release(slot->ctx, &slot->req);
+        slot->regs.status = STATUS_IDLE;
+    }
+    pthread_mutex_unlock(&slot->lock);
+}
+
 static void command(struct probe *probe, struct slot *slot)
 {
     if (slot->regs.command == CMD_RELEASE) {
@@ -227,6 +239,7 @@ static void command(struct probe *probe, struct slot *slot)
         vfu_dma_cancel(slot->ctx, &slot->req);
         return;
     }
+    settle(slot);
     prepare(slot);
     set_status(slot, STATUS_PENDING, 0);
     if (run_command(probe, slot) < 0) {
@@ -407,16 +420,7 @@ static int block_signals(void)
 static void tear_down(struct probe *probe)
 {
     for (int i = 0; i < NR_SLOTS && probe->ctx != NULL; i++) {
-        struct slot *slot = &probe->slots[i];
-
-        if (slot->threaded) {
-            pthread_join(slot->thread, NULL);
-        }
-        pthread_mutex_lock(&slot->lock);
-        if (slot->regs.status == STATUS_HELD || slot->regs.status == STATUS_REVOKED) {
-            vfu_dma_release(probe->ctx, &slot->req);
-        }
-        pthread_mutex_unlock(&slot->lock);
+        settle(&probe->slots[i]);
     }
     vfu_destroy_ctx(probe->ctx);
     for (int i = 0; i < NR_SLOTS; i++) {
