@@ -2,6 +2,7 @@
 #include "device/dma_cancel.h"
 
 #include "device/ctx.h"
+#include "device/dma_command.h"
 #include "device/feature.h"
 #include "iommu/iommu.h"
 
@@ -18,15 +19,26 @@ static bool writes_bit(const struct vfio_user_region_access *access, const uint8
            at - access->offset < access->count && ((data[at - access->offset] & bit) != 0) == value;
 }
 
-/* Resets the function, or takes away its right to do DMA. */
-static bool access_ends_dma(const struct vfu_ctx *ctx, const struct vfio_user_region_access *access,
-                            const uint8_t *data)
+/* Whether the write asks for a function level reset that the device has. */
+static bool access_resets(const struct vfu_ctx *ctx, const struct vfio_user_region_access *access,
+                          const uint8_t *data)
 {
     ssize_t express = pci_config_find_capability(&ctx->pci, false, 0, PCI_CAP_ID_EXP);
     const uint8_t *config = (const uint8_t *)ctx->pci.space;
 
-    return (express > 0 && writes_bit(access, data, (uint64_t)express + PCI_EXP_DEVCTL + 1,
-                                      PCI_EXP_DEVCTL_BCR_FLR >> 8, true)) ||
+    return express > 0 && ctx->reset != NULL &&
+           (config[express + PCI_EXP_DEVCAP + 3] & PCI_EXP_DEVCAP_FLR >> 24) != 0 &&
+           writes_bit(access, data, (uint64_t)express + PCI_EXP_DEVCTL + 1,
+                      PCI_EXP_DEVCTL_BCR_FLR >> 8, true);
+}
+
+/* Resets the function, or takes away its right to do DMA. */
+static bool access_ends_dma(const struct vfu_ctx *ctx, const struct vfio_user_region_access *access,
+                            const uint8_t *data)
+{
+    const uint8_t *config = (const uint8_t *)ctx->pci.space;
+
+    return access_resets(ctx, access, data) ||
            ((config[PCI_COMMAND] & PCI_COMMAND_MASTER) != 0 &&
             writes_bit(access, data, PCI_COMMAND, PCI_COMMAND_MASTER, false));
 }
@@ -37,31 +49,37 @@ static bool write_ends_dma(const struct vfu_ctx *ctx, const struct request *req)
 
     memcpy(&access, req->payload, sizeof(access));
     return access.count == req->len - sizeof(access) &&
+           region_access_fault(ctx, &access, VFU_REGION_FLAG_WRITE) == NULL &&
            access_ends_dma(ctx, &access, req->payload + sizeof(access));
 }
 
 static bool multi_ends_dma(const struct vfu_ctx *ctx, const struct request *req)
 {
-    size_t at = sizeof(struct vfio_user_write_multi);
+    struct vfio_user_write_multi multi;
     struct vfio_user_write_multi_entry entry;
     bool ends = false;
 
-    for (; !ends && req->len - at >= sizeof(entry); at += sizeof(entry)) {
-        memcpy(&entry, req->payload + at, sizeof(entry));
+    memcpy(&multi, req->payload, sizeof(multi));
+    if (region_multi_fault(ctx, req) != NULL) {
+        return false;
+    }
+    for (uint64_t i = 0; i < multi.wr_cnt; i++) {
+        memcpy(&entry, req->payload + sizeof(multi) + i * sizeof(entry), sizeof(entry));
         const struct vfio_user_region_access access = {
             .offset = entry.offset, .region = entry.region, .count = entry.count
         };
 
-        ends = entry.count <= sizeof(entry.data) && access_ends_dma(ctx, &access, entry.data);
+        if (entry.count > sizeof(entry.data) ||
+            region_access_fault(ctx, &access, VFU_REGION_FLAG_WRITE) != NULL) {
+            return false;
+        }
+        ends = ends || access_ends_dma(ctx, &access, entry.data);
     }
     return ends;
 }
 
-static bool unmap_ending(const struct request *req, struct dma_ending *ending)
+static bool unmap_ending(struct vfu_ctx *ctx, const struct request *req, struct dma_ending *ending)
 {
-    struct vfio_user_dma_unmap in;
-
-    memcpy(&in, req->payload, sizeof(in));
     ending->kind = ENDS_UNMAPPED;
     ending->space = (struct dma_space_name){
         .translated = request_translated(req),
@@ -69,12 +87,14 @@ static bool unmap_ending(const struct request *req, struct dma_ending *ending)
         .privileged = (req->pasid_attrs & VFIO_USER_PASID_ATTR_PRIV) != 0,
         .pasid = req->pasid,
     };
-    ending->range = RANGE_ALL;
-    return in.flags == VFIO_DMA_UNMAP_FLAG_ALL || range_make(in.addr, in.size, &ending->range);
+    return dma_command_unmap_range(ctx, req, &ending->range);
 }
 
-/* False when the request ends nothing. It has passed the checks of the wire. Control thread. */
-static bool ending_of(const struct vfu_ctx *ctx, const struct request *req,
+/*
+ * False when the request ends nothing, as one that will be refused: that changes nothing. It has
+ * passed the checks of the wire. Control thread.
+ */
+static bool ending_of(struct vfu_ctx *ctx, const struct request *req,
                       struct dma_ending *ending)
 {
     *ending = (struct dma_ending){ .kind = ENDS_ALL };
@@ -88,7 +108,7 @@ static bool ending_of(const struct vfu_ctx *ctx, const struct request *req,
     case VFIO_USER_REGION_WRITE_MULTI:
         return multi_ends_dma(ctx, req);
     case VFIO_USER_DMA_UNMAP:
-        return unmap_ending(req, ending);
+        return unmap_ending(ctx, req, ending);
     case VFIO_USER_ATS_INVALIDATE:
         ending->kind = ENDS_INVALIDATED;
         return iommu_invalidated_range(ctx, req, &ending->range);

@@ -149,25 +149,65 @@ static void unmap_drained(struct dma_drain *drain)
     free(unmap);
 }
 
+/* The bitmap is zeros when the request has none. */
+static void read_unmap(const struct request *req, struct vfio_user_dma_unmap *unmap,
+                       struct vfio_user_bitmap *bitmap)
+{
+    *bitmap = (struct vfio_user_bitmap){ 0 };
+    memcpy(unmap, req->payload, sizeof(*unmap));
+    if (req->len >= sizeof(*unmap) + sizeof(*bitmap)) {
+        memcpy(bitmap, req->payload + sizeof(*unmap), sizeof(*bitmap));
+    }
+}
+
+static const char *unmap_fault(const struct request *req, const struct vfio_user_dma_unmap *unmap,
+                               const struct vfio_user_bitmap *bitmap)
+{
+    bool all = unmap->flags == VFIO_DMA_UNMAP_FLAG_ALL;
+    bool dirty = unmap->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+
+    if (unmap->flags != 0 && !all && !dirty) {
+        return "unknown or contradictory flags";
+    }
+    if (all && (unmap->addr != 0 || unmap->size != 0)) {
+        return "with ALL, address and size must be 0";
+    }
+    if (unmap->argsz > WIRE_MAX_DATA_XFER) {
+        return "argsz is beyond the largest transfer";
+    }
+    if (dirty && (req->len < sizeof(*unmap) + sizeof(*bitmap) ||
+                  bitmap->size > WIRE_MAX_DATA_XFER ||
+                  unmap->argsz < sizeof(*unmap) + sizeof(*bitmap) + bitmap->size)) {
+        return "no room for the dirty bitmap";
+    }
+    return NULL;
+}
+
+bool dma_command_unmap_range(struct vfu_ctx *ctx, const struct request *req, struct range *range)
+{
+    struct vfio_user_dma_unmap in;
+    struct vfio_user_bitmap bitmap;
+    struct dma_space *space;
+
+    read_unmap(req, &in, &bitmap);
+    if (unmap_fault(req, &in, &bitmap) != NULL || find_space(ctx, req, false, &space) < 0) {
+        return false;
+    }
+    *range = RANGE_ALL;
+    if (in.flags == VFIO_DMA_UNMAP_FLAG_ALL) {
+        return true;
+    }
+    return range_make(in.addr, in.size, range) && dma_unmaps(space, *range) &&
+           (in.flags != VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP ||
+            dma_dirty_report_fault(ctx->dma, *range, bitmap.pgsize, bitmap.size) == NULL);
+}
+
 static int check_unmap(struct vfu_ctx *ctx, const struct request *req,
                        const struct vfio_user_dma_unmap *unmap,
                        const struct vfio_user_bitmap *bitmap)
 {
-    bool all = unmap->flags == VFIO_DMA_UNMAP_FLAG_ALL;
-    bool dirty = unmap->flags == VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
-    const char *fault = NULL;
+    const char *fault = unmap_fault(req, unmap, bitmap);
 
-    if (unmap->flags != 0 && !all && !dirty) {
-        fault = "unknown or contradictory flags";
-    } else if (all && (unmap->addr != 0 || unmap->size != 0)) {
-        fault = "with ALL, address and size must be 0";
-    } else if (unmap->argsz > WIRE_MAX_DATA_XFER) {
-        fault = "argsz is beyond the largest transfer";
-    } else if (dirty && (req->len < sizeof(*unmap) + sizeof(*bitmap) ||
-                         bitmap->size > WIRE_MAX_DATA_XFER ||
-                         unmap->argsz < sizeof(*unmap) + sizeof(*bitmap) + bitmap->size)) {
-        fault = "no room for the dirty bitmap";
-    }
     if (fault == NULL) {
         return 0;
     }
@@ -256,15 +296,12 @@ static void log_unmap(struct vfu_ctx *ctx, const struct vfio_user_dma_unmap *unm
 int dma_command_unmap(struct vfu_ctx *ctx, struct request *req)
 {
     struct vfio_user_dma_unmap in;
-    struct vfio_user_bitmap bitmap = { 0 };
+    struct vfio_user_bitmap bitmap;
     struct dma_space *space;
     struct unmap *unmap;
     int err;
 
-    memcpy(&in, req->payload, sizeof(in));
-    if (req->len >= sizeof(in) + sizeof(bitmap)) {
-        memcpy(&bitmap, req->payload + sizeof(in), sizeof(bitmap));
-    }
+    read_unmap(req, &in, &bitmap);
     err = check_unmap(ctx, req, &in, &bitmap);
     if (err < 0) {
         return err;

@@ -183,7 +183,7 @@ bool feature_stops_device(const struct vfu_ctx *ctx, const struct request *req)
 
     memcpy(&head, req->payload, sizeof(head));
     if (head.flags != (SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE) ||
-        req->len < sizeof(head) + sizeof(state)) {
+        req->len < sizeof(head) + sizeof(state) || head.argsz < req->len) {
         return false;
     }
     memcpy(&state, req->payload + sizeof(head), sizeof(state));

@@ -277,21 +277,25 @@ ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, 
 
 /* Commands */
 
-/* Bounds, the region's direction, and migration, which forbids access in stop-and-copy. */
+const char *region_access_fault(const struct vfu_ctx *ctx,
+                                const struct vfio_user_region_access *access, uint32_t direction)
+{
+    if (access->count > WIRE_MAX_DATA_XFER || access->region >= VFU_PCI_DEV_NUM_REGIONS ||
+        !extent_within(access->offset, access->count, ctx->regions[access->region].size)) {
+        return "out of bounds";
+    }
+    if (access->count > 0 && !(ctx->regions[access->region].flags & direction)) {
+        return direction == VFU_REGION_FLAG_READ ? "the region cannot be read"
+                                                 : "the region cannot be written";
+    }
+    return migration_stop_and_copy(ctx) ? "no access to regions in stop-and-copy" : NULL;
+}
+
 static int check_access(struct vfu_ctx *ctx, const struct request *req,
                         const struct vfio_user_region_access *access, uint32_t direction)
 {
-    const char *fault = NULL;
+    const char *fault = region_access_fault(ctx, access, direction);
 
-    if (access->count > WIRE_MAX_DATA_XFER || access->region >= VFU_PCI_DEV_NUM_REGIONS ||
-        !extent_within(access->offset, access->count, ctx->regions[access->region].size)) {
-        fault = "out of bounds";
-    } else if (access->count > 0 && !(ctx->regions[access->region].flags & direction)) {
-        fault = direction == VFU_REGION_FLAG_READ ? "the region cannot be read"
-                                                  : "the region cannot be written";
-    } else if (migration_stop_and_copy(ctx)) {
-        fault = "no access to regions in stop-and-copy";
-    }
     if (fault == NULL) {
         return 0;
     }
@@ -377,17 +381,29 @@ static struct vfio_user_region_access multi_access(const struct vfio_user_write_
     };
 }
 
+const char *region_multi_fault(const struct vfu_ctx *ctx, const struct request *req)
+{
+    struct vfio_user_write_multi multi;
+
+    memcpy(&multi, req->payload, sizeof(multi));
+    if (!ctx->agreed.write_multiple) {
+        return "not negotiated";
+    }
+    return multi.wr_cnt > VFIO_USER_WRITE_MULTI_MAX ||
+           req->len != sizeof(multi) + multi.wr_cnt * sizeof(struct vfio_user_write_multi_entry)
+               ? "the payload does not hold that many" : NULL;
+}
+
 /* 0, or a negative errno when one of the writes cannot be done. */
 static int check_multi(struct vfu_ctx *ctx, const struct request *req,
                        const struct vfio_user_write_multi *multi, const uint8_t *entries)
 {
     struct vfio_user_write_multi_entry entry;
+    const char *fault = region_multi_fault(ctx, req);
 
-    if (!ctx->agreed.write_multiple || multi->wr_cnt > VFIO_USER_WRITE_MULTI_MAX ||
-        req->len != sizeof(*multi) + multi->wr_cnt * sizeof(entry)) {
-        log_err(&ctx->log, "REGION_WRITE_MULTI id %u: %llu writes in %zu bytes%s",
-                req->hdr.msg_id, (unsigned long long)multi->wr_cnt, req->len,
-                ctx->agreed.write_multiple ? "" : ", and it was not negotiated");
+    if (fault != NULL) {
+        log_err(&ctx->log, "REGION_WRITE_MULTI id %u: %llu writes in %zu bytes: %s: refused with "
+                "EINVAL", req->hdr.msg_id, (unsigned long long)multi->wr_cnt, req->len, fault);
         return -EINVAL;
     }
     for (uint64_t i = 0; i < multi->wr_cnt; i++) {

@@ -41,6 +41,7 @@ struct region_setup {
 };
 
 struct request;
+struct vfio_user_region_access;
 struct vfu_ctx;
 
 void regions_init(struct vfu_ctx *ctx);
@@ -53,6 +54,16 @@ int region_add_ioeventfd(struct vfu_ctx *ctx, uint32_t index, const struct ioeve
 /* Between clients: 0, -EINVAL or -EBUSY. See libvfio-user-session.h. */
 int region_set_file(struct vfu_ctx *ctx, int index, int fd, uint64_t offset);
 int region_remove_ioeventfds(struct vfu_ctx *ctx, uint32_t index);
+
+/*
+ * Why the client may not read (or write: direction is VFU_REGION_FLAG_READ or _WRITE) there, or NULL:
+ * bounds, the region's direction, and migration, which forbids access in stop-and-copy.
+ */
+const char *region_access_fault(const struct vfu_ctx *ctx,
+                                const struct vfio_user_region_access *access, uint32_t direction);
+
+/* Why a REGION_WRITE_MULTI is refused whatever its writes are, or NULL. */
+const char *region_multi_fault(const struct vfu_ctx *ctx, const struct request *req);
 
 /* One access by the client: count, or a negative errno. */
 ssize_t region_access_by_client(struct vfu_ctx *ctx, uint32_t index, char *buf, size_t count,

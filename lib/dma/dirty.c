@@ -515,19 +515,26 @@ void dma_dirty_report_all(const struct dma_dirty_report *report)
     report_bytes(report, report->range);
 }
 
+const char *dma_dirty_report_fault(struct dma *dma, struct range range, uint64_t page_size,
+                                   uint64_t size)
+{
+    uint64_t length = range_size(range);
+
+    if (dma_dirty_page_size(dma) == 0) {
+        return "dirty pages are not logged";
+    }
+    if (!is_power_of_two(page_size) || length < page_size) {
+        return "the page size is no power of two, or above the range";
+    }
+    return size != dma_dirty_bitmap_size(length, page_size)
+               ? "the bitmap does not have the size of the range" : NULL;
+}
+
 int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, struct range range,
                            uint64_t page_size, uint8_t *bitmap, uint64_t size)
 {
-    uint64_t length = range_size(range);
-    const char *fault = NULL;
+    const char *fault = dma_dirty_report_fault(dma, range, page_size, size);
 
-    if (dma_dirty_page_size(dma) == 0) {
-        fault = "dirty pages are not logged";
-    } else if (!is_power_of_two(page_size) || length < page_size) {
-        fault = "the page size is no power of two, or above the range";
-    } else if (size != dma_dirty_bitmap_size(length, page_size)) {
-        fault = "the bitmap does not have the size of the range";
-    }
     if (fault != NULL) {
         log_err(dma->log,
                 "dirty report [%#" PRIx64 ", %#" PRIx64 "] in pages of %#" PRIx64

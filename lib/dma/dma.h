@@ -209,6 +209,9 @@ int dma_unmap(struct dma_space *space, struct range range, dma_removing_fn *remo
 int dma_unmap_all(struct dma_space *space, dma_removing_fn *removing, void *arg,
                   struct dma_drain *drain);
 
+/* Whether dma_unmap() would remove something, rather than fail with -ENOENT. */
+bool dma_unmaps(struct dma_space *space, struct range range);
+
 /* Regions in ascending order: the first whose last address is >= from, or NULL. */
 struct dma_entry *dma_region_at_or_after(struct dma_space *space, uint64_t from);
 
@@ -389,6 +392,9 @@ struct dma_dirty_report {
     uint8_t *bitmap;
 };
 
+/* Why it will fail, or NULL. */
+const char *dma_dirty_report_fault(struct dma *dma, struct range range, uint64_t page_size,
+                                   uint64_t size);
 int dma_dirty_report_begin(struct dma *dma, struct dma_dirty_report *report, struct range range,
                            uint64_t page_size, uint8_t *bitmap, uint64_t size);
 void dma_dirty_report_region(const struct dma_dirty_report *report, const struct dma_entry *region);

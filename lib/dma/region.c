@@ -223,8 +223,8 @@ int dma_map(struct dma_space *space, const struct dma_mapping *mapping, struct d
 
 /* --- unmap ---------------------------------------------------------------------------------- */
 
-/* How many regions lie in the range; -ENOENT when it cuts one. Needs the lock. */
-static int count_whole(struct dma_space *space, struct range range)
+/* How many regions lie in the range; -ENOENT when it cuts one, which log is told. Needs the lock. */
+static int count_whole(struct dma_space *space, struct range range, const struct logger *log)
 {
     struct dma_entry *entry = space_first_region(space, range);
     struct range found;
@@ -233,7 +233,7 @@ static int count_whole(struct dma_space *space, struct range range)
     for (; entry != NULL; entry = space_next_region(space, found.last, range)) {
         found = entry_range(entry);
         if (!range_contains(range, found)) {
-            log_err(space->dma->log,
+            log_err(log,
                     "DMA_UNMAP [%#" PRIx64 ", %#" PRIx64 "]: cuts the mapping [%#" PRIx64
                     ", %#" PRIx64 "]: refused",
                     range.first, range.last, found.first, found.last);
@@ -242,6 +242,18 @@ static int count_whole(struct dma_space *space, struct range range)
         count++;
     }
     return count;
+}
+
+bool dma_unmaps(struct dma_space *space, struct range range)
+{
+    const struct logger silent = { .level = -1 };
+    struct aftermath after = { 0 };
+    int count;
+
+    dma_lock(space->dma);
+    count = count_whole(space, range, &silent);
+    dma_unlock(space->dma, &after);
+    return count > 0;
 }
 
 /* What is to be removed, and older regions that the drain is to wait for. */
@@ -253,7 +265,7 @@ static int prepare_unmap(struct dma_space *space, struct range range, bool all,
     int count, ret = 0;
 
     dma_lock(space->dma);
-    count = count_whole(space, range);
+    count = count_whole(space, range, space->dma->log);
     if (count == 0 && !all) {
         log_err(space->dma->log,
                 "DMA_UNMAP [%#" PRIx64 ", %#" PRIx64 "]: nothing is mapped there: refused",

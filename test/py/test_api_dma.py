@@ -772,6 +772,45 @@ LEAVES = {
 }
 
 
+MULTI = {**CAPABILITIES, "write_multiple": True}
+
+
+def unmap(size=PAGE, addr=BASE, flags=0, argsz=24, data=b""):
+    return Cmd.DMA_UNMAP, wire.DMA_UNMAP.pack(argsz=argsz, flags=flags, addr=addr, size=size) + data
+
+
+def write_multi(*entries):
+    """Of two bytes of zeros each."""
+    return Cmd.REGION_WRITE_MULTI, wire.WRITE_MULTI.pack(wr_cnt=len(entries)) + b"".join(
+        wire.WRITE_MULTI_ENTRY.pack(offset=offset, region=region, count=count, data=bytes(8))
+        for region, offset, count in entries)
+
+
+# What would end the transfer if it were not refused
+REFUSED = {
+    "unmap of a part": unmap(PAGE // 2),
+    "unmap of nothing": unmap(addr=BASE + 8 * PAGE),
+    "unmap that wraps": unmap((1 << 64) - PAGE),
+    "unmap with unknown flags": unmap(flags=8),
+    "unmap of all at an address": unmap(flags=wire.UNMAP_ALL),
+    "unmap with an argsz too large": unmap(argsz=0xFFFFFFFF),
+    "unmap with no room for pages": unmap(flags=wire.UNMAP_GET_DIRTY),
+    "unmap with pages that are not logged": unmap(
+        flags=wire.UNMAP_GET_DIRTY, argsz=48, data=wire.BITMAP.pack(pgsize=PAGE, size=8)),
+    "write beyond the end": (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(
+        offset=4, region=CONFIG, count=8192) + bytes(8192)),
+    "write of another length": (Cmd.REGION_WRITE, wire.REGION_ACCESS.pack(
+        offset=4, region=CONFIG, count=4) + bytes(2)),
+    "writes, one beyond the end": write_multi((CONFIG, 4, 2), (CONFIG, 0x1000, 2)),
+    "writes, one too long": write_multi((CONFIG, 4, 2), (CONFIG, 4, 9)),
+    "fewer writes than announced": (Cmd.REGION_WRITE_MULTI, wire.WRITE_MULTI.pack(wr_cnt=2) +
+                                    write_multi((CONFIG, 4, 2))[1][8:]),
+    "stop with an argsz too small": (Cmd.DEVICE_FEATURE, wire.FEATURE.pack(
+        argsz=8, flags=wire.FEATURE_SET | wire.FEAT_MIG_STATE) +
+        wire.FEATURE_MIG_STATE.pack(device_state=1)),
+}
+
+
 def ringing(workshop, device, capabilities):
     """A client, and the results of a doorbell that reads memory by a message, several times."""
     device.pci_init()
@@ -819,6 +858,36 @@ def test_command_that_leaves_transfers_alone(workshop, device, name):
             device.run()
     assert client.wait(msg_id).error == 0
     assert results == [b"command!"] * 3
+
+
+def refused_beside_a_transfer(client, device, results, command):
+    """The errno; the transfer, in the callback before, is answered after the command was sent."""
+    results.clear()
+    client.send_region_write(BAR0, 0, b"ring", wire.NO_REPLY)
+    msg_id = client.send(*command)
+    with client.answering():
+        while not client.replies[msg_id]:
+            device.run()
+    assert results == [b"command!"] * 3
+    return client.wait(msg_id, check=False).error
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_command_leaves_transfers_alone(workshop, device, name):
+    client, results = ringing(workshop, device, MULTI)
+    assert refused_beside_a_transfer(client, device, results, REFUSED[name])
+
+
+def test_command_not_negotiated_leaves_transfers_alone(workshop, device):
+    client, results = ringing(workshop, device, None)
+    command = write_multi((CONFIG, 4, 2))
+    assert refused_beside_a_transfer(client, device, results, command) == errno.EINVAL
+
+
+def test_reset_that_nobody_does_leaves_transfers_alone(workshop, device):
+    client, results = ringing(workshop, device, None)
+    device.setup_reset(None)
+    assert refused_beside_a_transfer(client, device, results, ENDS["flr"]) == errno.EINVAL
 
 
 def test_transfers_begun_while_a_reset_waits(workshop, device):
