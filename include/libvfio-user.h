@@ -12,10 +12,10 @@
  *   says so.
  * - A call at the wrong moment fails and changes nothing. vfu_attach_ctx(), vfu_run_ctx() and,
  *   when something waits for it, vfu_device_quiesced() give EDEADLK inside a callback, where
- *   vfu_destroy_ctx() is logged and ignored; vfu_run_ctx() gives EINVAL before vfu_realize_ctx(), ENOTCONN without a client and
- *   EBUSY while the device quiesces; DMA functions give EINVAL before vfu_setup_device_dma(), and
- *   ENOENT or ESTALE for memory that was unmapped meanwhile; vfu_irq_trigger() gives EINVAL before
- *   vfu_realize_ctx() and ENOENT without a client.
+ *   vfu_destroy_ctx() is logged and ignored; vfu_run_ctx() gives EINVAL before vfu_realize_ctx(),
+ *   ENOTCONN without a client and EBUSY while the device quiesces; DMA functions give EINVAL before
+ *   vfu_setup_device_dma(), and ENOENT or ESTALE for memory that was unmapped meanwhile;
+ *   vfu_irq_trigger() gives EINVAL before vfu_realize_ctx() and ENOENT without a client.
  * - The context must not be NULL, except for vfu_destroy_ctx().
  * - loff_t needs GNU mode: -std=gnu11, -std=gnu99 or _GNU_SOURCE.
  */
@@ -155,7 +155,7 @@ int vfu_attach_ctx(vfu_ctx_t *vfu_ctx);
  * waited for it; without that flag, until an error. A request that
  * fails is answered with an error and is no failure of this call.
  *
- * Returns the number of requests handled, or -1 with errno:
+ * Returns the number of requests handled, 0 if none has come, or -1 with errno:
  * EINVAL: not realized.
  * EBUSY: the device was asked to quiesce and has not finished; call again after
  *   vfu_device_quiesced().
@@ -258,8 +258,8 @@ enum {
 };
 
 /*
- * The client reads or writes a region. The callback decides whether the access is allowed: READ and
- * WRITE flags of the region are a hint for the client.
+ * The client reads or writes a region. The library has checked that the access lies within the
+ * region and fits its READ and WRITE flags; the callback checks the rest.
  *
  * @buf: data written, or room for the data read.
  * @count: bytes; the access arrives whole, of any size that fits the region.
@@ -277,7 +277,7 @@ typedef ssize_t(vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx, char *buf, size_t co
  * @region_idx: VFU_PCI_DEV_*_REGION_IDX.
  * @size: bytes; a BAR's is 0 or a power of two, at least 16 (memory) or 4 (I/O). For configuration
  *   space, the size that vfu_pci_init() chose.
- * @region_access: access callback; may be NULL when everything is mapped.
+ * @region_access: access callback; NULL if all is mapped, or holds only the MSI-X table and PBA.
  * @flags: VFU_REGION_FLAG_*, with READ or WRITE at least.
  * @mmap_areas: parts that the client may map: iov_base is the offset, iov_len the length, bytes;
  *   copied. NULL with a descriptor means the whole region.
@@ -405,7 +405,7 @@ void vfu_setup_device_quiesce_cb(vfu_ctx_t *vfu_ctx, vfu_device_quiesce_cb_t *qu
 int vfu_device_quiesced(vfu_ctx_t *vfu_ctx, int quiesce_errno);
 
 /*
- * DMA
+ * DMA. The library does not look at Bus Master Enable: the device checks it (PCIe 7.5.1.1.3).
  */
 
 /* Upper bound for the regions of a context. */

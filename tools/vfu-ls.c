@@ -593,8 +593,13 @@ static struct access parse_access(char **args, int nr_args)
 {
     struct access access = { .write = strcmp(args[0], "write") == 0 };
 
-    if (nr_args != (access.write ? 5 : 4) ||
-        (!access.write && strcmp(args[0], "read") != 0)) {
+    if (!access.write && strcmp(args[0], "read") != 0) {
+        fprintf(stderr, "vfu-ls: \"%s\" is neither read nor write\n", args[0]);
+        usage(stderr);
+    }
+    if (nr_args != (access.write ? 5 : 4)) {
+        fprintf(stderr, "vfu-ls: %s takes REGION OFFSET SIZE%s\n", args[0],
+                access.write ? " VALUE" : "");
         usage(stderr);
     }
     access.region = region_number(args[1]);

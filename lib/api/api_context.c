@@ -140,12 +140,13 @@ void vfu_destroy_ctx(vfu_ctx_t *vfu_ctx)
     session_destroy(&vfu_ctx->session);
     device_drop_newcomer(vfu_ctx);
     pci_config_destroy(&vfu_ctx->pci);
-    vfu_ctx->tran.ops->close(&vfu_ctx->tran);
     migration_destroy(vfu_ctx);
     regions_destroy(vfu_ctx);
     limits_destroy(&vfu_ctx->limits);
     free(vfu_ctx->scratch);
+    /* The last lines of the log name the socket, so the transport goes after the log. */
     api_log_destroy(vfu_ctx);
+    vfu_ctx->tran.ops->close(&vfu_ctx->tran);
     free(vfu_ctx);
 }
 

@@ -95,7 +95,7 @@ int limits_parse(struct limits *limits, const char *list, const struct logger *l
         equals = memchr(list, '=', (size_t)(end - list));
         if (equals == NULL || !parse_value(equals + 1, end, &value) ||
             limits_set(&parsed, find_rule(list, (size_t)(equals - list)), value) < 0) {
-            log_err(log, "VFU_LIMITS: '%.*s' is not the name of a limit, '=' and a number: refused",
+            log_err(log, "VFU_LIMITS: '%.*s' is not NAME=NUMBER with a name of docs/limits.md: refused",
                     (int)(end - list), list);
             return -EINVAL;
         }

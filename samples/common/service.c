@@ -35,12 +35,12 @@ static const char *explain_path_in_use(const char *path)
     struct stat st;
 
     if (lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
-        return "a file that is no socket is there: choose another --socket";
+        return "a file that is not a socket is there: choose another path";
     }
     if (socket_answers(path)) {
-        return "another server lives there: stop it, or choose another --socket";
+        return "another server lives there: stop it, or choose another path";
     }
-    return "nobody lives there, the socket was left behind: remove it and try again";
+    return "no server listens there, an earlier one left the socket: remove it and try again";
 }
 
 static const struct {
@@ -49,8 +49,8 @@ static const struct {
 } path_errors[] = {
     { ENAMETOOLONG, "a socket's path has 107 bytes at most: choose a shorter one" },
     { ENOENT, "create its directory first" },
-    { ENOTDIR, "a part of the path is no directory: choose another --socket" },
-    { EACCES, "its directory is not yours to write: choose another --socket" },
+    { ENOTDIR, "a part of the path is not a directory: choose another path" },
+    { EACCES, "this user must not write to its directory: choose another path" },
 };
 
 static void explain_socket_error(const char *program, const char *path, int err)

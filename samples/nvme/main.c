@@ -170,7 +170,7 @@ static bool parse_namespace_item(char *item, struct namespace_config *ns)
         return true;
     }
     fprintf(stderr,
-            "nvme: '%s' says nothing of a namespace: there are file=PATH, memory=SIZE, "
+            "nvme: '%s' is unknown to --namespace: there are file=PATH, memory=SIZE, "
             "block=512|4096, direct, shared, uuid=, nguid= and eui64=\n",
             item);
     return false;
@@ -227,7 +227,7 @@ static bool check(const struct nvme_config *config)
     } else if (config->nr_namespaces == 0) {
         fputs("nvme: there is no disk: try --namespace memory=64M\n", stderr);
     } else if (config->poll && config->ioeventfd) {
-        fputs("nvme: --poll or --ioeventfd: who polls need not be woken\n", stderr);
+        fputs("nvme: choose --poll or --ioeventfd: a thread that polls needs no wakeup\n", stderr);
     } else if (config->pri && !config->ats) {
         fputs("nvme: --pri needs --ats: a page that has come is asked for by a translation\n",
               stderr);

@@ -95,6 +95,17 @@ def test_the_end_of_a_context_shows_what_was_left_out(flooded):
                for level, text in lines_of(flooded) if level == LOG_ERR), flooded.events
 
 
+def test_the_last_line_of_a_context_names_its_socket(workshop, monkeypatch, capfd):
+    monkeypatch.setenv("VFU_LOG", "err")
+    device = workshop.device()
+    client = workshop.attach(device)
+    for _ in range(BURST + 1):
+        refused(client)
+    device.destroy()
+    lines = capfd.readouterr().err.splitlines()
+    assert "more lines left out" in lines[-1] and f"[{device.path}]" in lines[-1], lines
+
+
 def test_debug_lines_are_not_limited(workshop, device):
     device.setup_log(device.record("log"), LOG_DEBUG)
     client = workshop.attach(device)
