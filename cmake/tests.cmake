@@ -117,7 +117,8 @@ foreach(function malloc calloc aligned_alloc strdup mmap eventfd socketpair)
 endforeach()
 
 # Fuzz targets: test/fuzz/fuzz_<name>.c. Each is also a program that replays files, and a test that
-# replays the seeds and whatever was found before, test/fuzz/regressions/<name>/*.
+# replays the seeds, what campaigns have learned (test/fuzz/corpus/<name>/) and whatever they have
+# found before (test/fuzz/regressions/<name>/).
 find_program(PYTHON3 NAMES python3 REQUIRED)
 vfu_glob(fuzz_targets test/fuzz/fuzz_*.c)
 vfu_glob(fuzz_support test/fuzz/*.c)
@@ -136,14 +137,39 @@ add_custom_target(fuzz DEPENDS fuzz-seeds)
 
 add_library(fuzz-support OBJECT ${fuzz_support})
 target_link_libraries(fuzz-support PUBLIC vfu-test-base)
-# The targets have their own time, and nothing sleeps: see test/fuzz/idle.h.
-target_link_options(fuzz-support PUBLIC
-    -Wl,--wrap=poll,--wrap=clock_gettime,--wrap=pthread_cond_wait,--wrap=pthread_cond_timedwait)
+# The targets are one thread with a time of its own: see test/fuzz/threads.h and resources.h.
+foreach(function
+        pthread_create pthread_join pthread_self sched_yield pthread_mutex_lock
+        pthread_rwlock_rdlock pthread_rwlock_wrlock pthread_cond_wait pthread_cond_timedwait
+        pthread_cond_broadcast pthread_cond_signal poll epoll_wait recvmsg sendmsg clock_gettime
+        malloc free)
+    target_link_options(fuzz-support PUBLIC -Wl,--wrap=${function})
+endforeach()
+
+if(VFU_SAMPLES)
+    vfu_glob(fuzz_nvme_sources samples/nvme/*.c samples/common/*.c)
+    list(FILTER fuzz_nvme_sources EXCLUDE REGEX "/(main|backend[^/]*)\\.c$")
+    add_library(fuzz-nvme OBJECT ${fuzz_nvme_sources})
+    target_link_libraries(fuzz-nvme PUBLIC vfu-test-base nvme-backend)
+    foreach(function service_listen service_open_signals service_print_log)
+        target_link_options(fuzz-nvme PUBLIC -Wl,--wrap=${function})
+    endforeach()
+    # The library, which is linked statically, has functions of these names as well.
+    foreach(function setup destroy reset)
+        target_compile_definitions(fuzz-nvme PRIVATE
+            migration_${function}=nvme_migration_${function})
+    endforeach()
+else()
+    list(FILTER fuzz_targets EXCLUDE REGEX "/fuzz_nvme")
+endif()
 
 # fuzz_executable(<name> <sources>...)
 function(fuzz_executable name)
     add_executable(${name} ${ARGN})
     target_link_libraries(${name} PRIVATE fuzz-support)
+    if(name MATCHES "nvme$")
+        target_link_libraries(${name} PRIVATE fuzz-nvme)
+    endif()
     set_target_properties(${name} PROPERTIES
         RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/fuzz)
 endfunction()
@@ -160,6 +186,9 @@ foreach(source IN LISTS fuzz_targets)
     add_dependencies(replay-${short} fuzz-seeds)
     set(found ${fuzz_regressions})
     list(FILTER found INCLUDE REGEX "/regressions/${short}/")
+    if(IS_DIRECTORY ${PROJECT_SOURCE_DIR}/test/fuzz/corpus/${short})
+        list(APPEND found ${PROJECT_SOURCE_DIR}/test/fuzz/corpus/${short})
+    endif()
     add_test(NAME fuzz/${short} COMMAND replay-${short} ${fuzz_seeds}/${short} ${found})
 endforeach()
 

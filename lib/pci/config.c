@@ -18,12 +18,13 @@
 
 /* Set-up */
 
-/* The space, and one array of the same size for each of the others. */
+/* The space, and one array of the same size for each of the others: all of whole words. */
 static int allocate(struct pci_config *pci, size_t size)
 {
-    uint8_t *arrays = calloc(5, size);
+    const size_t room = roundup(size, sizeof(uint64_t));
+    uint8_t *arrays = calloc(5, room);
 
-    pci->space = calloc(1, size);
+    pci->space = calloc(1, room);
     if (pci->space == NULL || arrays == NULL) {
         free(arrays);
         free(pci->space);
@@ -33,11 +34,11 @@ static int allocate(struct pci_config *pci, size_t size)
     pci->size = size;
     pci->masks = (struct pci_masks){
         .writable = arrays,
-        .clearable = arrays + size,
-        .sticky = arrays + 2 * size,
+        .clearable = arrays + room,
+        .sticky = arrays + 2 * room,
     };
-    pci->initial = arrays + 3 * size;
-    pci->before = arrays + 4 * size;
+    pci->initial = arrays + 3 * room;
+    pci->before = arrays + 4 * room;
     pci_header_init_masks(pci);
     return 0;
 }
@@ -228,17 +229,27 @@ ssize_t pci_config_access(struct pci_config *pci, char *buf, size_t count, uint6
 
 /* Reset */
 
-static void restore(struct pci_config *pci, size_t offset, size_t count, enum pci_reset kind)
+static uint64_t word_at(const uint8_t *bytes, size_t at)
+{
+    uint64_t word;
+
+    memcpy(&word, bytes + at, sizeof(word));
+    return word;
+}
+
+/* A word at a time: this loop is most of what a reset takes. */
+static void restore(struct pci_config *pci, enum pci_reset kind)
 {
     uint8_t *space = (uint8_t *)pci->space;
+    uint64_t bits, word;
 
-    for (size_t at = offset; at < offset + count; at++) {
-        uint8_t bits = pci->masks.writable[at] | pci->masks.clearable[at];
-
+    for (size_t at = 0; at < pci->size; at += sizeof(word)) {
+        bits = word_at(pci->masks.writable, at) | word_at(pci->masks.clearable, at);
         if (kind == PCI_RESET_FUNCTION) {
-            bits &= (uint8_t)~pci->masks.sticky[at];
+            bits &= ~word_at(pci->masks.sticky, at);
         }
-        space[at] = (uint8_t)((space[at] & ~bits) | (pci->initial[at] & bits));
+        word = (word_at(space, at) & ~bits) | (word_at(pci->initial, at) & bits);
+        memcpy(space + at, &word, sizeof(word));
     }
 }
 
@@ -255,7 +266,7 @@ static void reset_list(struct pci_config *pci, const struct pci_cap_list *list)
 
 void pci_config_reset(struct pci_config *pci, enum pci_reset kind)
 {
-    restore(pci, 0, pci->size, kind);
+    restore(pci, kind);
     reset_list(pci, &pci->standard);
     reset_list(pci, &pci->extended);
     pci_caps_apply(pci);

@@ -582,7 +582,7 @@ static void set_up_optional(struct device *d)
     }
 }
 
-void device_start(struct device *d, uint8_t options)
+void device_start(struct device *d, uint8_t options, int log_level)
 {
     make_files();
     memset(d, 0, sizeof(*d));
@@ -594,7 +594,7 @@ void device_start(struct device *d, uint8_t options)
         d->slots[i].sgl = calloc(DEVICE_SGS, dma_sg_size());
         REQUIRE(d->slots[i].sgl != NULL);
     }
-    vfu_setup_log(d->ctx, swallow, LOG_DEBUG);
+    vfu_setup_log(d->ctx, swallow, log_level);
     REQUIRE(vfu_pci_init(d->ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0) == 0);
     vfu_pci_set_id(d->ctx, 0x1234, 0x5678, 0, 0);
     set_up_regions(d);

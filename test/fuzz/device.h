@@ -95,7 +95,8 @@ struct device {
 };
 
 /* The files that the device backs its regions with are made once. */
-void device_start(struct device *device, uint8_t options);
+/* log_level: up to which lines are formatted, for nobody to read. */
+void device_start(struct device *device, uint8_t options, int log_level);
 /* When nothing is under way any more: the client is gone. */
 void device_stop(struct device *device);
 

@@ -8,6 +8,8 @@
  * Whatever the server sends, each call of the caller returns, and no descriptor is left.
  */
 #include "fuzz.h"
+#include "resources.h"
+#include "threads.h"
 
 #include "vfio-user-client-iommu.h"
 #include "vfio-user.h"
@@ -24,7 +26,6 @@
 
 #define FILE_SIZE 0x10000u
 #define LARGEST (2u << 20)
-#define MAX_OPEN 256
 #define TIMEOUT_MS 5000
 
 enum option {
@@ -76,7 +77,9 @@ static bool receive_exact(int fd, void *data, size_t len)
     size_t got = 0;
 
     while (got < len) {
-        ssize_t n = recv(fd, (char *)data + got, len - got, 0);
+        struct iovec iov = { (char *)data + got, len - got };
+        struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+        ssize_t n = recvmsg(fd, &msg, 0);
 
         if (n <= 0) {
             return false;
@@ -327,7 +330,9 @@ static void *run_server(void *arg)
 {
     struct server *s = arg;
     struct vfio_user_header hdr;
+    struct pollfd pfd = { .fd = common.listener, .events = POLLIN };
 
+    poll(&pfd, 1, -1);
     s->fd = accept4(common.listener, NULL, NULL, SOCK_CLOEXEC);
     while (s->fd != -1 && receive_exact(s->fd, &hdr, sizeof(hdr))) {
         REQUIRE(hdr.msg_size >= sizeof(hdr) && hdr.msg_size <= LARGEST);
@@ -643,16 +648,6 @@ static void clean_up(void)
     unlink(common.path);
 }
 
-static unsigned open_descriptors(void)
-{
-    unsigned open = 0;
-
-    for (int i = 0; i < MAX_OPEN; i++) {
-        open += fcntl(i, F_GETFD) != -1;
-    }
-    return open;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct tape tape = { data, size };
@@ -672,10 +667,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         atexit(clean_up);
     }
     server.tape = tape;
-    before = open_descriptors();
+    before = resources_held();
+    threads_begin(NULL);
     REQUIRE(pthread_create(&thread, NULL, run_server, &server) == 0);
     run_caller(server.options, calls, nr_calls);
     pthread_join(thread, NULL);
-    REQUIRE(open_descriptors() == before);
+    threads_end();
+    REQUIRE(resources_held() == before);
     return 0;
 }

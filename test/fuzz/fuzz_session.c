@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A server and its client in one thread. The input is a byte of device options, a byte that picks
- * the client's proposal (bit 7: with the IOMMU extension switched on), and then records: a kind (bit 7: the server does not run after it), and
- * what follows from the kind. Records that the server's waiting uses up are not there afterwards;
+ * the client's proposal (bit 7: with the IOMMU extension switched on; bit 6: with each request in the
+ * log), and then records: a kind (bit 7: the server does not run after it), and what follows from the
+ * kind. Records that the server's waiting uses up are not there afterwards;
  * when none is left, the client hangs up.
  *
  * Whatever happens: every command has exactly one reply, every access of the device ends exactly
@@ -10,17 +11,18 @@
  */
 #include "device.h"
 #include "fuzz.h"
-#include "idle.h"
 #include "peer.h"
+#include "resources.h"
+#include "threads.h"
 
 #include "device/ctx.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syslog.h>
 #include <unistd.h>
 
 enum record {
@@ -36,6 +38,10 @@ enum record {
 };
 
 #define RECORD_MORE 0x80
+
+/* Beside the proposal. */
+#define CHOICE_SWITCHED_ON 0x80
+#define CHOICE_DEBUG 0x40
 
 enum command_flags {
     COMMAND_SIZED = 1 << 0, /* the header's size is set right */
@@ -60,7 +66,6 @@ static const char *const proposals[] = {
 
 #define NR_FILES 8
 #define FILE_SIZE (1u << 20)
-#define MAX_OPEN 256 /* one that leaks has one of the lowest numbers */
 
 /* What the client passes: memory of two sizes, and what is no memory. */
 static int files[NR_FILES];
@@ -193,7 +198,7 @@ static void switch_on(void)
 
 static void connect_client(uint8_t choice)
 {
-    const uint8_t proposal = choice & 0x7f;
+    const uint8_t proposal = choice & ~(CHOICE_SWITCHED_ON | CHOICE_DEBUG);
     const char *text = proposals[proposal % (sizeof(proposals) / sizeof(proposals[0]))];
 
     if (newcomer != -1) {
@@ -203,7 +208,7 @@ static void connect_client(uint8_t choice)
     if (text != NULL) {
         send_version(text);
     }
-    if (choice & 0x80) {
+    if (choice & CHOICE_SWITCHED_ON) {
         switch_on();
     }
 }
@@ -304,7 +309,7 @@ static int play(bool *more)
         do_order();
         break;
     case RECORD_TIME:
-        idle_pass(tape_u16(&tape) * UINT64_C(1000000));
+        threads_pass(tape_u16(&tape) * UINT64_C(1000000));
         break;
     case RECORD_TRUNCATE:
         do_truncate();
@@ -381,21 +386,6 @@ static void settle(void)
     REQUIRE(!device.quiescing);
 }
 
-static unsigned open_descriptors(void)
-{
-    static struct pollfd fds[MAX_OPEN];
-    unsigned open = 0;
-
-    for (int i = 0; i < MAX_OPEN; i++) {
-        fds[i] = (struct pollfd){ .fd = i };
-    }
-    poll(fds, MAX_OPEN, 0);
-    for (int i = 0; i < MAX_OPEN; i++) {
-        open += !(fds[i].revents & POLLNVAL);
-    }
-    return open;
-}
-
 static void play_all(void)
 {
     bool more;
@@ -425,20 +415,25 @@ static void end_all(void)
 
 static void run(const uint8_t *data, size_t size)
 {
+    uint8_t options, choice;
+
     tape = (struct tape){ data, size };
     restore_files();
-    idle_hook = idle;
+    threads_begin(idle);
     peer_init(&peer);
-    device_start(&device, tape_u8(&tape));
+    options = tape_u8(&tape);
+    choice = tape_u8(&tape);
+    device_start(&device, options, choice & CHOICE_DEBUG ? LOG_DEBUG : LOG_INFO);
     transport = *device.ctx->tran.ops;
     transport.accept = accept_newcomer;
     device.ctx->tran.ops = &transport;
-    connect_client(tape_u8(&tape));
+    connect_client(choice);
     run_server();
     play_all();
     end_all();
     device_stop(&device);
-    idle_hook = NULL;
+    threads_settle();
+    threads_end();
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -452,12 +447,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         run((const uint8_t *)"\x03\x01", 2);
         warm = true;
     }
-    before = open_descriptors();
+    before = resources_held();
     run(data, size);
-    /* The library leaves some files to a thread to close: the limit is for a hang only. */
-    for (long tries = 0; open_descriptors() != before && tries < 10000000; tries++) {
-        sched_yield();
-    }
-    REQUIRE(open_descriptors() == before);
+    REQUIRE(resources_held() == before);
     return 0;
 }
