@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 
@@ -30,8 +31,9 @@ def access(_buf, count, _offset, _is_write):
 
 @pytest.fixture
 def memfd():
-    fd = os.memfd_create("bar")
+    fd = os.memfd_create("bar", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, 0x2000)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     yield fd
     os.close(fd)
 
