@@ -20,7 +20,8 @@ struct request;
  *
  * A transfer that another thread begins while such a request is served ends at once. One that the
  * device begins on the control thread inside a callback of the request is sent: that is the
- * device's decision.
+ * device's decision. What a request does not end, but the device may wait for before it has quiesced,
+ * has to be answered soon: txn_hurry().
  */
 
 enum dma_ending_kind {

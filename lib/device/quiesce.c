@@ -41,13 +41,16 @@ int quiesce_for_request(struct vfu_ctx *ctx, struct request *req)
         q->request = NULL;
         return 0;
     }
+    txn_hurry(&ctx->session, true);
     err = ask_device(ctx);
     if (err != -EBUSY) {
+        txn_hurry(&ctx->session, false);
         log_outcome(ctx, req, err);
         return err;
     }
     detached = request_detach(req);
     if (detached == NULL) {
+        txn_hurry(&ctx->session, false);
         return -ENOMEM;
     }
     log_debug(&ctx->log, "%s id %u: the device begins to quiesce, other requests wait",
@@ -78,6 +81,7 @@ static void resume_request(struct vfu_ctx *ctx, int err)
 {
     struct request *req = ctx->quiesce.request;
 
+    txn_hurry(&ctx->session, false);
     request_go_on(req);
     log_outcome(ctx, req, -err);
     if (err != 0) {

@@ -74,6 +74,7 @@ void session_open(struct session *s, struct stream *stream, struct stream *twin,
     s->max_transfer = max_transfer < WIRE_MAX_DATA_XFER ? max_transfer : WIRE_MAX_DATA_XFER;
     s->broken = 0;
     s->held = false;
+    s->txns.hurry = false;
     s->control = pthread_self();
     txn_forget_all_abandoned(&s->txns);
     pthread_mutex_unlock(&s->lock);

@@ -228,6 +228,18 @@ static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t f
     return channel_send(s, ch, ch->epoch, iov, 1 + nr_out, NULL, 0);
 }
 
+/* Sees to it that an asynchronous transaction ends at its deadline. Lock held. */
+static void expires(struct session *s, const struct txn *txn)
+{
+    if (txn->deadline < s->txns.next_deadline) {
+        s->txns.next_deadline = txn->deadline;
+        session_wake_control(s);
+        if (txn->deadline < s->alarm) {
+            session_arm(s, txn->deadline);
+        }
+    }
+}
+
 /*
  * The request has left, or failed to, which has broken the session. What happened meanwhile takes
  * effect now; after this the transaction may end, and its memory be gone, at any time. Only from
@@ -236,12 +248,8 @@ static int send_command(struct session *s, uint16_t id, uint16_t cmd, uint32_t f
 static void sent(struct session *s, struct txn *txn)
 {
     txn->sending = false;
-    if (txn->done != NULL && txn->deadline < s->txns.next_deadline) {
-        s->txns.next_deadline = txn->deadline;
-        session_wake_control(s);
-        if (txn->deadline < s->alarm) {
-            session_arm(s, txn->deadline);
-        }
+    if (txn->done != NULL) {
+        expires(s, txn);
     }
     if (txn->state == TXN_ANSWERED) {
         txn_end(s, txn, txn->error);
@@ -250,6 +258,36 @@ static void sent(struct session *s, struct txn *txn)
     } else if (txn->state == TXN_PENDING && txn->end_early != 0) {
         abandon(s, txn, txn->end_early);
     }
+}
+
+/* Cuts the deadline of a DMA message short. Lock held. */
+static void hurry(struct txn *txn)
+{
+    uint64_t deadline = deadline_after_ms(TXN_HURRY_MS);
+
+    if ((txn->cmd == VFIO_USER_DMA_READ || txn->cmd == VFIO_USER_DMA_WRITE) &&
+        deadline < txn->deadline) {
+        txn->deadline = deadline;
+    }
+}
+
+void txn_hurry(struct session *s, bool on)
+{
+    struct txn_table *t = &s->txns;
+    struct txn *txn;
+
+    pthread_mutex_lock(&s->lock);
+    t->hurry = on;
+    if (on && t->nr_pending > 0) {
+        TAILQ_FOREACH(txn, &t->pending, link) {
+            hurry(txn);
+            if (txn->done != NULL && !txn->sending) {
+                expires(s, txn);
+            }
+        }
+        wake_waiters(s);
+    }
+    pthread_mutex_unlock(&s->lock);
 }
 
 int txn_start(struct session *s, struct txn *txn)
@@ -274,6 +312,9 @@ int txn_start(struct session *s, struct txn *txn)
     txn->end_early = 0;
     txn->error = 0;
     txn->reply_len = 0;
+    if (t->hurry) {
+        hurry(txn);
+    }
     LIST_INSERT_HEAD(bucket_of(t, txn->id), txn, bucket);
     TAILQ_INSERT_TAIL(&t->pending, txn, link);
     t->nr_pending++;

@@ -58,7 +58,10 @@ struct txn {
 LIST_HEAD(txn_bucket, txn);
 TAILQ_HEAD(txn_list, txn);
 
+#define TXN_HURRY_MS 1000
+
 struct txn_table {
+    bool hurry; /* see txn_hurry() */
     struct txn_bucket buckets[TXN_BUCKETS];
     struct txn_list pending; /* oldest first */
     struct txn_list completed; /* asynchronous, their callback not yet run */
@@ -89,6 +92,14 @@ int txn_wait(struct session *s, struct txn *txn);
  * to it that the memory is there.
  */
 bool txn_cancel(struct session *s, struct txn *txn, int err);
+
+/*
+ * While on, a DMA_READ or DMA_WRITE gets TXN_HURRY_MS for its reply at the most: those that are
+ * pending from now on, those that start meanwhile from their start. For a request of the client
+ * that waits until the device has quiesced: a client that waits for the reply itself, as QEMU does,
+ * answers no DMA message before, and the device may wait for that. Any thread.
+ */
+void txn_hurry(struct session *s, bool on);
 
 /* Sends a command that has no reply (VFIO_USER_F_NO_REPLY). Any thread. */
 int txn_post(struct session *s, uint16_t cmd, uint32_t flags, const struct iovec *out,

@@ -12,6 +12,7 @@ from vfiouser import edu as hw
 from vfiouser import wire
 from vfiouser.channel import Disconnected
 from vfiouser.edu import BUFFER, Edu
+from vfiouser.memory import Slot
 from vfiouser.wire import BAR0, CONFIG, Cmd
 
 INFO = wire.DEVICE_INFO.pack(argsz=16)
@@ -255,6 +256,23 @@ def test_TXN_2_no_reply_waits_for_the_client(server, small, name, command, to_ra
         client.add_memory(0, 0x2000, share=False).write(0, DATA)
     small.copy(0, 0x1000, 1024)
     assert client.memory.dma_read(0x1000, 1024) == DATA
+
+
+@pytest.mark.parametrize("command", ["map", "unmap"])
+def test_TXN_2_no_quiesce_waits_for_the_client(server, small, command):
+    """Other memory: the device, which has to quiesce, gives the message up before the client does."""
+    other = small.client.add_memory(0x100000, 0x1000, share=False)
+    pending = Pending(small, 64)
+    client = pending.client
+    if command == "map":
+        other = Slot(0x200000, 0x1000, client.memory.add_file(0x1000))
+        assert client.request(Cmd.DMA_MAP, client.map_payload(other), [other.mem.fd]).error == 0
+    else:
+        client.dma_unmap(other.addr, other.size)
+    small.poll(hw.REG_DMA_CMD, hw.DMA_START)
+    assert server.failed_transfers() == 1
+    pending.answer()
+    small.copy(0, 0x1000, 64)
 
 
 @pytest.mark.parametrize("piece", [0, 1, 7, 15])
