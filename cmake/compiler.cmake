@@ -27,6 +27,8 @@ endif()
 # Hardening, except where a sanitizer watches already and replaces the same functions.
 if(NOT VFU_SANITIZE AND NOT VFU_FUZZ)
     include(CheckCCompilerFlag)
+    # Clang only warns of a flag that is not for this processor.
+    set(CMAKE_REQUIRED_FLAGS -Werror)
     add_compile_options(-fstack-protector-strong)
     foreach(flag -fstack-clash-protection -fcf-protection -mbranch-protection=standard)
         string(MAKE_C_IDENTIFIER VFU_HAVE${flag} have)
@@ -35,6 +37,7 @@ if(NOT VFU_SANITIZE AND NOT VFU_FUZZ)
             add_compile_options(${flag})
         endif()
     endforeach()
+    unset(CMAKE_REQUIRED_FLAGS)
     # Distributions define it themselves, perhaps to another level.
     if(NOT CMAKE_C_FLAGS MATCHES "_FORTIFY_SOURCE")
         add_compile_options($<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=2>)
