@@ -215,9 +215,6 @@ bool dma_unmaps(struct dma_space *space, struct range range);
 /* Regions in ascending order: the first whose last address is >= from, or NULL. */
 struct dma_entry *dma_region_at_or_after(struct dma_space *space, uint64_t from);
 
-/* The region after this one, or NULL. The usual loop must not unmap what it stands on. */
-struct dma_entry *dma_region_next(struct dma_space *space, const struct dma_entry *region);
-
 /* What the device's register and unregister callbacks get. Valid while the region is mapped. */
 vfu_dma_info_t *dma_region_info(struct dma_entry *region);
 struct range dma_region_range(const struct dma_entry *region);

@@ -330,13 +330,6 @@ struct dma_entry *dma_region_at_or_after(struct dma_space *space, uint64_t from)
     return entry;
 }
 
-struct dma_entry *dma_region_next(struct dma_space *space, const struct dma_entry *region)
-{
-    uint64_t last = entry_range(region).last;
-
-    return last == UINT64_MAX ? NULL : dma_region_at_or_after(space, last + 1);
-}
-
 vfu_dma_info_t *dma_region_info(struct dma_entry *region)
 {
     return &region->info;

@@ -9,18 +9,6 @@
 #include <string.h>
 #include <unistd.h>
 
-int request_take_fd(struct request *req, size_t index)
-{
-    int fd;
-
-    if (index >= req->nr_fds) {
-        return -1;
-    }
-    fd = req->fds[index];
-    req->fds[index] = -1;
-    return fd;
-}
-
 void request_reply_with(struct request *req, void *data, size_t len)
 {
     req->reply[0] = (struct iovec){ .iov_base = data, .iov_len = len };

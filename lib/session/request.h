@@ -50,9 +50,6 @@ static inline bool request_translated(const struct request *req)
     return (req->hdr.flags & VFIO_USER_F_TRANSLATED) != 0;
 }
 
-/* Takes the descriptor at index over, or returns -1. */
-int request_take_fd(struct request *req, size_t index);
-
 /* Sets the payload of the success reply. The memory must live until the request is finished. */
 void request_reply_with(struct request *req, void *data, size_t len);
 

@@ -35,11 +35,6 @@ static void replace_pid(pid_t old, pid_t pid)
     }
 }
 
-bool demo_interrupted(void)
-{
-    return interrupted;
-}
-
 bool demo_failed(const struct demo *demo, const char *what, int err)
 {
     fprintf(stderr, "%s: %s: %s\n", demo->name, what, strerror(err));

@@ -34,11 +34,6 @@ bool demo_begin(struct demo *demo, const char *name);
 /* Says how it went, and returns the exit status. */
 int demo_end(struct demo *demo, bool ok);
 
-/*
- * SIGTERM or SIGINT has come. The devices have been told to end, so what waits for them fails.
- */
-bool demo_interrupted(void);
-
 /* Prints what, and the error, on standard error. Returns false. */
 bool demo_failed(const struct demo *demo, const char *what, int err);
 

@@ -216,9 +216,6 @@ static void test_walk(void **state)
     region = dma_region_at_or_after(space, 0x1fff);
     assert_int_equal(dma_region_range(region).first, 0x1000);
     assert_int_equal(dma_region_mode(region), DMA_MODE_MESSAGE);
-    region = dma_region_next(space, region);
-    assert_int_equal(dma_region_range(region).first, UINT64_MAX);
-    assert_null(dma_region_next(space, region));
     assert_int_equal(dma_region_range(dma_region_at_or_after(space, 0x2000)).first, UINT64_MAX);
 }
 
