@@ -41,17 +41,20 @@ static void print(struct session *s, struct wait w, const char *verb, uint64_t n
 void wait_end(struct session *s, struct wait *w)
 {
     struct wait ended = *w;
+    uint64_t now;
 
     if (w->name == NULL) {
         return;
     }
+    now = clock_now_ns();
     TAILQ_REMOVE(&s->waits, w, link);
     w->name = NULL;
     if (TAILQ_EMPTY(&s->waits)) {
         s->next_report = DEADLINE_NEVER;
     }
-    if (ended.reported) {
-        print(s, ended, "goes on, after it waited", clock_now_ns());
+    /* Due, and yet not reported: what it waited for came together with the look at the clock. */
+    if (ended.reported || now >= ended.report) {
+        print(s, ended, "goes on, after it waited", now);
     }
 }
 
