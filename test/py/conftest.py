@@ -17,6 +17,14 @@ BUILD = pathlib.Path(os.environ.get("VFU_BUILD", ROOT / "build"))
 pytest_plugins = ["vfiouser.api.fixtures"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With pytest-xdist one process runs a whole file, and all tests that load the library."""
+    for item in items:
+        name = item.path.name
+        item.add_marker(pytest.mark.xdist_group("api" if name.startswith("test_api_") else name))
+
+
 def sample(name):
     return built("samples", name)
 

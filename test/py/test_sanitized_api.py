@@ -14,7 +14,7 @@ import pytest
 from vfiouser.api.fixtures import missing_runtime
 
 HERE = pathlib.Path(__file__).resolve().parent
-TIMEOUT = 200
+TIMEOUT = 1800
 
 
 def test_api_tests(library_path):
