@@ -9,6 +9,7 @@ Usage: python3 -m vfiouser.api.out_of_time LIBRARY
 import ctypes
 import errno
 import sys
+import threading
 
 from .. import wire
 from ..client import CAPABILITIES
@@ -120,7 +121,12 @@ class Waiting:
         self.device.setup_quiesce(callbacks.get("quiesce"))
         self.client = shop.attach(self.device, {**CAPABILITIES, "iommu": CAPS})
         self.lines = []
-        self.device.setup_log(lambda _level, text: self.lines.append(text.decode()), 4)
+        self.told = threading.Event()
+        self.device.setup_log(self.log, 4)
+
+    def log(self, _level, text):
+        self.lines.append(text.decode())
+        self.told.set()
 
     def logged(self, seconds):
         """Lets time pass and returns the lines that this brings."""
@@ -191,8 +197,11 @@ def held_thread(shop):
     client.add_memory(0x10000, 0x1000, share=False)
 
     def late(command):
-        CLOCK.preload_pass(2)
-        client.send(Cmd.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(argsz=16))
+        """The thread may have sent its message and not begun to wait: time passes until it has."""
+        while not waiting.told.is_set():
+            CLOCK.preload_pass(2)
+            client.send(Cmd.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(argsz=16))
+            waiting.told.wait(1)
         client.serve(command)
 
     client.on_command = late
